@@ -1,0 +1,251 @@
+//! Storage behind a tensor, opaque outside this crate.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use half::{bf16, f16};
+
+use crate::{DType, Error, Result, Tensor, Usage};
+
+/// Bytes owned elsewhere (a memory map, the program's own image), shared without a copy.
+#[derive(Clone)]
+pub struct SharedBytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl SharedBytes {
+    /// The bytes `range` of `owner`.
+    ///
+    /// # Errors
+    /// Where the range ends behind the owner's last byte.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Result<Self> {
+        let length = (*owner).as_ref().len();
+        if range.start > range.end || range.end > length {
+            let message = format!("bytes {}..{} of {length}", range.start, range.end);
+            return Err(Error::Value { op: "shared bytes", message });
+        }
+        Ok(SharedBytes { owner, range })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+impl std::fmt::Debug for SharedBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SharedBytes({:?})", self.range)
+    }
+}
+
+/// A tensor's storage on one of the devices.
+#[derive(Debug)]
+pub(crate) enum Buffer {
+    /// Owned `f32`, recycled when dropped.
+    F32(Recycled),
+    /// Owned indices.
+    U32(Vec<u32>),
+    /// Read-only elements of another owner; the bytes are aligned for their type.
+    Shared(SharedBytes, DType),
+}
+
+impl Buffer {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Buffer::F32(values) => values.as_slice().len(),
+            Buffer::U32(values) => values.len(),
+            Buffer::Shared(shared, dtype) => shared.range.len() / dtype.size(),
+        }
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Buffer::F32(_) => DType::F32,
+            Buffer::U32(_) => DType::U32,
+            Buffer::Shared(_, dtype) => *dtype,
+        }
+    }
+}
+
+/// Read-only elements of any floating type.
+#[derive(Clone, Copy)]
+pub(crate) enum Floats<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+}
+
+impl Floats<'_> {
+    /// Elements `start..start + out.len()`, widened.
+    pub(crate) fn widen(&self, start: usize, out: &mut [f32]) {
+        use half::slice::HalfFloatSliceExt;
+        let range = start..start + out.len();
+        match self {
+            Floats::F32(values) => out.copy_from_slice(&values[range]),
+            Floats::Bf16(values) => {
+                for (out, value) in out.iter_mut().zip(&values[range]) {
+                    *out = f32::from_bits(u32::from(value.to_bits()) << 16);
+                }
+            }
+            Floats::F16(values) => values[range].convert_to_f32_slice(out),
+        }
+    }
+}
+
+impl Tensor {
+    /// The elements of an `f32` tensor.
+    pub(crate) fn f32(&self, op: &'static str, operand: &'static str) -> Result<&[f32]> {
+        match &self.buffer {
+            Buffer::F32(values) => Ok(values.as_slice()),
+            Buffer::Shared(shared, DType::F32) => Ok(bytemuck::cast_slice(shared.bytes())),
+            _ => Err(Error::Type { op, operand, found: self.dtype(), expected: "f32" }),
+        }
+    }
+
+    /// The elements of an `f32` tensor that the device owns.
+    pub(crate) fn f32_mut(&mut self, op: &'static str, operand: &'static str) -> Result<&mut [f32]> {
+        let found = self.dtype();
+        match &mut self.buffer {
+            Buffer::F32(values) => Ok(values.as_mut_slice()),
+            _ => Err(Error::Type { op, operand, found, expected: "f32 that is not a file's" }),
+        }
+    }
+
+    /// The elements of an index tensor.
+    pub(crate) fn u32(&self, op: &'static str, operand: &'static str) -> Result<&[u32]> {
+        match &self.buffer {
+            Buffer::U32(values) => Ok(values),
+            Buffer::Shared(shared, DType::U32) => Ok(bytemuck::cast_slice(shared.bytes())),
+            _ => Err(Error::Type { op, operand, found: self.dtype(), expected: "u32" }),
+        }
+    }
+
+    /// The elements of a tensor of any floating type.
+    pub(crate) fn floats(&self, op: &'static str, operand: &'static str) -> Result<Floats<'_>> {
+        match &self.buffer {
+            Buffer::F32(values) => Ok(Floats::F32(values.as_slice())),
+            Buffer::Shared(shared, DType::F32) => Ok(Floats::F32(bytemuck::cast_slice(shared.bytes()))),
+            Buffer::Shared(shared, DType::Bf16) => Ok(Floats::Bf16(bytemuck::cast_slice(shared.bytes()))),
+            Buffer::Shared(shared, DType::F16) => Ok(Floats::F16(bytemuck::cast_slice(shared.bytes()))),
+            _ => Err(Error::Type { op, operand, found: self.dtype(), expected: "f32, bf16 or f16" }),
+        }
+    }
+}
+
+/// Freed `f32` storage kept for the next tensor of the same size class.
+///
+/// A training step asks for the same sizes again and again; taking fresh pages from the system for each
+/// costs more than many of the operations themselves. The recycler never makes the process larger than its
+/// live tensors have once been: what is kept idle plus what is in use stays below the peak of use.
+#[derive(Debug, Default)]
+pub(crate) struct Recycler {
+    state: Mutex<RecyclerState>,
+}
+
+#[derive(Debug, Default)]
+struct RecyclerState {
+    /// Idle storage by capacity.
+    idle: BTreeMap<usize, Vec<Vec<f32>>>,
+    idle_elements: usize,
+    live_elements: usize,
+    peak_elements: usize,
+}
+
+/// Smallest number of elements worth keeping; the system's allocator is fast below it.
+const RECYCLED_FROM: usize = 4096;
+
+/// Rounds up to a size with at most four significant bits, so that packed batches of slightly different
+/// lengths share storage; at most 12.5 % larger than asked for.
+fn size_class(elements: usize) -> usize {
+    if elements < RECYCLED_FROM {
+        return elements;
+    }
+    let step = 1usize << (elements.ilog2() - 3);
+    elements.next_multiple_of(step)
+}
+
+impl Recycler {
+    /// Storage for `elements` values whose contents are unspecified.
+    pub(crate) fn take(self: &Arc<Self>, elements: usize) -> Recycled {
+        let class = size_class(elements);
+        let reused = {
+            let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            state.live_elements += class;
+            let reused = state.pop(class);
+            state.peak_elements = state.peak_elements.max(state.live_elements);
+            state.shrink_to_peak();
+            reused
+        };
+        let mut values = reused.unwrap_or_else(|| vec![0.0; class]);
+        if cfg!(debug_assertions) {
+            values.fill(f32::NAN);
+        }
+        Recycled { values, elements, recycler: Arc::clone(self) }
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Usage { live_bytes: state.live_elements * 4, peak_bytes: state.peak_elements * 4 }
+    }
+
+    pub(crate) fn reset_peak(&self) {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.peak_elements = state.live_elements;
+        state.shrink_to_peak();
+    }
+
+    fn give_back(&self, values: Vec<f32>) {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let class = values.len();
+        state.live_elements -= class;
+        if class >= RECYCLED_FROM {
+            state.idle_elements += class;
+            state.idle.entry(class).or_default().push(values);
+        }
+    }
+}
+
+impl RecyclerState {
+    fn pop(&mut self, class: usize) -> Option<Vec<f32>> {
+        let values = self.idle.get_mut(&class)?.pop()?;
+        self.idle_elements -= class;
+        if self.idle[&class].is_empty() {
+            self.idle.remove(&class);
+        }
+        Some(values)
+    }
+
+    fn shrink_to_peak(&mut self) {
+        while self.live_elements + self.idle_elements > self.peak_elements {
+            let Some(&largest) = self.idle.keys().next_back() else { return };
+            drop(self.pop(largest));
+        }
+    }
+}
+
+/// `f32` storage that goes back to its recycler when dropped.
+#[derive(Debug)]
+pub(crate) struct Recycled {
+    values: Vec<f32>,
+    elements: usize,
+    recycler: Arc<Recycler>,
+}
+
+impl Recycled {
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        &self.values[..self.elements]
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.values[..self.elements]
+    }
+}
+
+impl Drop for Recycled {
+    fn drop(&mut self) {
+        self.recycler.give_back(std::mem::take(&mut self.values));
+    }
+}

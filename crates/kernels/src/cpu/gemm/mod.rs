@@ -1,0 +1,239 @@
+//! Matrix product `C (+)= alpha A B` on strided views; the one place where most of a step's time is spent.
+//!
+//! Both operands are copied ("packed") into panels that the innermost loop reads front to back, widened to
+//! `f32` on the way, so every orientation and every weight type runs through the same arithmetic. The
+//! blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (ACM TOMS
+//! 34(3), 2008). The sum over K is never split between threads and its blocks have a fixed size, so an
+//! element of C has the same bits whatever the number of threads and whatever other rows stand beside it.
+
+mod micro;
+mod output;
+mod pack;
+
+use rayon::prelude::*;
+
+pub(crate) use output::{Output, SharedRows};
+pub(crate) use pack::View;
+
+use crate::Accum;
+use crate::buffer::Recycler;
+use micro::{Micro, TILE};
+use pack::{Side, pack_panel};
+use std::sync::Arc;
+
+/// Depth of a block: a panel of B, 256 x 32 floats, fits the first-level cache.
+const DEPTH: usize = 256;
+/// Columns of B packed at a time: 256 x 4096 floats, 4 MiB, stay in the last-level cache.
+const COLUMNS: usize = 4096;
+/// Rows of a task, in panels of A: 10 x 14 x 256 floats, 140 KiB, stay in the second-level cache.
+const TASK_ROW_PANELS: usize = 10;
+/// Columns of a task, in panels of B.
+const TASK_COLUMN_PANELS: usize = 16;
+/// Products below this many multiplications are not worth waking other threads for.
+const SERIAL_BELOW: usize = 64 * 64 * 64;
+
+/// Where packed panels live between calls.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+/// `C (+)= alpha A B` with the threads of `pool`; a `[M, K]`, b `[K, N]`, c `[M, N]`.
+pub(crate) fn gemm(
+    pool: &rayon::ThreadPool,
+    recycler: &Arc<Recycler>,
+    a: View<'_>,
+    b: View<'_>,
+    alpha: f32,
+    accum: Accum,
+    c: Output<'_>,
+) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    if m * n * k < SERIAL_BELOW || pool.current_num_threads() == 1 {
+        return gemm_serial(&mut Scratch::default(), a, b, alpha, accum, c);
+    }
+    let product = Product::new(a, b, alpha, c);
+    if product.nothing_to_sum(accum) {
+        return;
+    }
+    let micro = product.micro;
+    let depth = k.min(DEPTH);
+    let mut packed_a = recycler.take(m.next_multiple_of(micro.rows) * depth);
+    let mut packed_b = recycler.take(n.min(COLUMNS).next_multiple_of(micro.columns) * depth);
+    let (packed_a, packed_b) = (packed_a.as_mut_slice(), packed_b.as_mut_slice());
+    pool.install(|| {
+        for (block, k0) in (0..k).step_by(DEPTH).enumerate() {
+            let depth = DEPTH.min(k - k0);
+            let accum = if block == 0 { accum } else { Accum::Add };
+            let panels = packed_a.par_chunks_mut(micro.rows * depth).enumerate();
+            panels
+                .take(m.div_ceil(micro.rows))
+                .for_each(|(p, out)| pack_panel(&a, Side::A, p, micro.rows, k0, depth, out));
+            for n0 in (0..n).step_by(COLUMNS) {
+                let columns = COLUMNS.min(n - n0);
+                let first = n0 / micro.columns;
+                let panels = packed_b.par_chunks_mut(micro.columns * depth).enumerate();
+                panels.take(columns.div_ceil(micro.columns)).for_each(|(p, out)| {
+                    pack_panel(&b, Side::B, first + p, micro.columns, k0, depth, out);
+                });
+                let tasks = product.tasks(columns);
+                let (packed_a, packed_b) = (&*packed_a, &*packed_b);
+                (0..tasks.0 * tasks.1).into_par_iter().for_each(|task| {
+                    product.run_task(
+                        task / tasks.1,
+                        task % tasks.1,
+                        (n0, columns),
+                        depth,
+                        packed_a,
+                        packed_b,
+                        accum,
+                    );
+                });
+            }
+        }
+    });
+}
+
+/// `C (+)= alpha A B` on the calling thread, with the same bits as [`gemm`].
+pub(crate) fn gemm_serial(
+    scratch: &mut Scratch,
+    a: View<'_>,
+    b: View<'_>,
+    alpha: f32,
+    accum: Accum,
+    c: Output<'_>,
+) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    let product = Product::new(a, b, alpha, c);
+    if product.nothing_to_sum(accum) {
+        return;
+    }
+    let micro = product.micro;
+    let depth = k.min(DEPTH);
+    let reserve = |buffer: &mut Vec<f32>, length| {
+        if buffer.len() < length {
+            buffer.resize(length, 0.0);
+        }
+    };
+    reserve(&mut scratch.a, m.next_multiple_of(micro.rows) * depth);
+    reserve(&mut scratch.b, n.min(COLUMNS).next_multiple_of(micro.columns) * depth);
+    for (block, k0) in (0..k).step_by(DEPTH).enumerate() {
+        let depth = DEPTH.min(k - k0);
+        let accum = if block == 0 { accum } else { Accum::Add };
+        for (p, out) in scratch.a.chunks_mut(micro.rows * depth).take(m.div_ceil(micro.rows)).enumerate() {
+            pack_panel(&a, Side::A, p, micro.rows, k0, depth, out);
+        }
+        for n0 in (0..n).step_by(COLUMNS) {
+            let columns = COLUMNS.min(n - n0);
+            let panels = scratch.b.chunks_mut(micro.columns * depth).take(columns.div_ceil(micro.columns));
+            for (p, out) in panels.enumerate() {
+                pack_panel(&b, Side::B, n0 / micro.columns + p, micro.columns, k0, depth, out);
+            }
+            let tasks = product.tasks(columns);
+            for task in 0..tasks.0 * tasks.1 {
+                let place = (task / tasks.1, task % tasks.1);
+                product.run_task(place.0, place.1, (n0, columns), depth, &scratch.a, &scratch.b, accum);
+            }
+        }
+    }
+}
+
+/// A product whose operands' sizes have been checked against each other.
+struct Product<'c> {
+    micro: Micro,
+    m: usize,
+    n: usize,
+    k: usize,
+    alpha: f32,
+    c: SharedRows<'c>,
+}
+
+impl<'c> Product<'c> {
+    fn new(a: View<'_>, b: View<'_>, alpha: f32, c: Output<'c>) -> Self {
+        let (m, n, k) = (a.rows, b.columns, a.columns);
+        assert_eq!(b.rows, k, "gemm: B has {} rows, A has K={k} columns", b.rows);
+        assert!(c.holds(m, n), "gemm: C is too small for M={m}, N={n}");
+        Product { micro: Micro::detect(), m, n, k, alpha, c: c.share() }
+    }
+
+    /// Handles a sum over no terms, which is 0.
+    #[expect(unsafe_code, reason = "writes rows of the output through its pointer")]
+    fn nothing_to_sum(&self, accum: Accum) -> bool {
+        if self.k == 0 && accum == Accum::Replace {
+            for row in 0..self.m {
+                // SAFETY: one row at a time, on the only thread that has the output yet.
+                unsafe { self.c.slice(row * self.c.stride(), self.n) }.fill(0.0);
+            }
+        }
+        self.k == 0 || self.m == 0 || self.n == 0
+    }
+
+    /// Tasks along M and along the `columns` columns of one packed block.
+    fn tasks(&self, columns: usize) -> (usize, usize) {
+        let rows = self.m.div_ceil(self.micro.rows * TASK_ROW_PANELS);
+        (rows, columns.div_ceil(self.micro.columns * TASK_COLUMN_PANELS))
+    }
+
+    /// Computes the rectangle (row_task, column_task) of the block of `columns` columns from `n0` on.
+    #[expect(unsafe_code, reason = "calls the micro-kernel, which works on pointers")]
+    fn run_task(
+        &self,
+        row_task: usize,
+        column_task: usize,
+        (n0, columns): (usize, usize),
+        depth: usize,
+        packed_a: &[f32],
+        packed_b: &[f32],
+        accum: Accum,
+    ) {
+        let micro = self.micro;
+        let row_panels =
+            row_task * TASK_ROW_PANELS..self.m.div_ceil(micro.rows).min((row_task + 1) * TASK_ROW_PANELS);
+        let column_panels = column_task * TASK_COLUMN_PANELS
+            ..columns.div_ceil(micro.columns).min((column_task + 1) * TASK_COLUMN_PANELS);
+        let mut edge = [0.0f32; TILE];
+        for q in column_panels {
+            let b = &packed_b[q * micro.columns * depth..][..micro.columns * depth];
+            let column = n0 + q * micro.columns;
+            let width = micro.columns.min(n0 + columns - column);
+            for p in row_panels.clone() {
+                let a = &packed_a[p * micro.rows * depth..][..micro.rows * depth];
+                let row = p * micro.rows;
+                let height = micro.rows.min(self.m - row);
+                // SAFETY: row + height <= m and column + width <= n, so the rectangle lies inside the output
+                // (checked in `new`), and no other task of this block has the same (p, q). The panels hold
+                // `depth` steps of `rows` and `columns` values, as the kernel reads. A tile at the edge is
+                // computed into `edge`, which holds a whole tile.
+                unsafe {
+                    let (c, stride) = (self.c.at(row * self.c.stride() + column), self.c.stride());
+                    if height == micro.rows && width == micro.columns {
+                        (micro.run)(depth, a.as_ptr(), b.as_ptr(), self.alpha, accum, c, stride);
+                    } else {
+                        let tile = edge.as_mut_ptr();
+                        (micro.run)(
+                            depth,
+                            a.as_ptr(),
+                            b.as_ptr(),
+                            self.alpha,
+                            Accum::Replace,
+                            tile,
+                            micro.columns,
+                        );
+                        for i in 0..height {
+                            let out = std::slice::from_raw_parts_mut(c.add(i * stride), width);
+                            write_row(&edge[i * micro.columns..][..width], accum, out);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn write_row(values: &[f32], accum: Accum, out: &mut [f32]) {
+    match accum {
+        Accum::Replace => out.copy_from_slice(values),
+        Accum::Add => out.iter_mut().zip(values).for_each(|(out, &value)| *out += value),
+    }
+}

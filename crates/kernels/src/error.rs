@@ -1,0 +1,62 @@
+//! The crate's error.
+
+use crate::DType;
+
+/// What can go wrong in an operation or on a device.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operand has another shape than the operation's other operands ask for.
+    #[error("{op}: {operand} has shape {found:?}, expected {expected}")]
+    Shape {
+        /// The operation.
+        op: &'static str,
+        /// The operand's name in the operation's signature.
+        operand: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The expected shape with named axes, as `[T=3, D=8]`.
+        expected: String,
+    },
+    /// An operand has an element type that the operation does not take.
+    #[error("{op}: {operand} holds {found}, expected {expected}")]
+    Type {
+        /// The operation.
+        op: &'static str,
+        /// The operand's name in the operation's signature.
+        operand: &'static str,
+        /// Its type.
+        found: DType,
+        /// The types that are taken.
+        expected: &'static str,
+    },
+    /// A value outside the range the operation is defined on.
+    #[error("{op}: {message}")]
+    Value {
+        /// The operation.
+        op: &'static str,
+        /// The value, the expected range, and what was found.
+        message: String,
+    },
+    /// The device cannot be set up.
+    #[error("{device}: {message}")]
+    Device {
+        /// The device's name.
+        device: &'static str,
+        /// What failed.
+        message: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Device { .. } => Some("check the number of threads that was asked for".into()),
+            _ => None,
+        }
+    }
+}
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,71 @@
+//! Numbers on devices: every operation of a transformer, forward and backward.
+//!
+//! This crate knows tensors and operations and nothing of models, adapters or text. An operation is one
+//! folder of [`op`]: `mod.rs` states the trait, its formula and its source and checks the shapes; `naive.rs`
+//! is the specification, generic over `f32` and `f64`; `cpu.rs` is the fast version for processors.
+//! A device is a value that implements every operation, [`Kernels`]; callers hold it as `dyn Kernels`.
+//!
+//! # Legend
+//!
+//! | symbol | meaning |
+//! |---|---|
+//! | `T` | tokens of a packed batch |
+//! | `D` | width of the residual stream |
+//! | `H`, `G` | query heads, key/value heads |
+//! | `E` | size of one head |
+//! | `F` | width of the feed-forward layer |
+//! | `V` | vocabulary |
+//! | `r` | rank |
+//! | `N`, `K` | rows and columns of a linear layer's weight, `[out, in]` |
+//!
+//! All tensors are contiguous and row-major. Activations, gradients and statistics are `f32`; weights keep
+//! the type of their file (`f32`, `bf16`, `f16`) and are widened as they are read.
+//!
+//! # Example
+//!
+//! ```
+//! use lora_sb_kernels::{Accum, Cpu, Linear, Memory};
+//!
+//! let cpu = Cpu::new(2)?;
+//! let x = cpu.from_f32(&[1.0, 2.0], &[1, 2])?; // [T, K]
+//! let w = cpu.from_f32(&[3.0, 4.0, 5.0, 6.0, 7.0, 8.0], &[3, 2])?; // [N, K]
+//! let mut y = cpu.zeros(&[1, 3])?; // [T, N]
+//! cpu.linear(&x, &w, 1.0, Accum::Replace, &mut y)?;
+//! assert_eq!(cpu.to_f32(&y)?, [11.0, 17.0, 23.0]);
+//! # Ok::<(), lora_sb_kernels::Error>(())
+//! ```
+
+mod accum;
+mod buffer;
+mod cpu;
+mod device;
+mod dtype;
+mod error;
+pub mod linalg;
+mod number;
+pub mod op;
+mod random;
+mod shape;
+mod tensor;
+
+pub use accum::Accum;
+pub use buffer::SharedBytes;
+pub use cpu::Cpu;
+pub use device::{Kernels, Memory, Usage};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use number::Number;
+pub use op::adamw::{AdamW, AdamWStep};
+pub use op::attention::{Attention, AttentionShape, Mask, Segments};
+pub use op::bias::Bias;
+pub use op::cross_entropy::CrossEntropy;
+pub use op::elementwise::Elementwise;
+pub use op::embedding::Embedding;
+pub use op::gated_activation::{Activation, GatedActivation};
+pub use op::linear::Linear;
+pub use op::reduce::Reduce;
+pub use op::rms_norm::RmsNorm;
+pub use op::rope::{Rope, RopeScaling, RopeTable};
+pub use op::rows::Rows;
+pub use random::{Generator, Stream};
+pub use tensor::Tensor;

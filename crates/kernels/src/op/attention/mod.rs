@@ -1,0 +1,64 @@
+//! Scaled dot-product attention over packed sequences.
+//!
+//! For every query i of a segment and every key j it sees: `s_ij = scale q_i . k_j`,
+//! `p_ij = exp(s_ij - lse_i)` with `lse_i = ln sum_j exp(s_ij)`, `o_i = sum_j p_ij v_j`.
+//! Source: Vaswani et al., arXiv 1706.03762, equation 1; grouped key/value heads: arXiv 2305.13245.
+//!
+//! Backward, from `do` with `delta_i = do_i . o_i` (arXiv 2205.14135, appendix B.4):
+//! `dv_j = sum_i p_ij do_i`, `ds_ij = p_ij (do_i . v_j - delta_i)`,
+//! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`.
+//! Probabilities are computed again from `lse`; no more than a tile of them exists at a time.
+
+mod cpu;
+mod geometry;
+pub mod naive;
+
+pub use geometry::{AttentionShape, Mask, Segments};
+
+use crate::{Result, Tensor, shape};
+
+/// Attention over packed sequences; q `[T, H*E]`, k and v `[S, G*E]`, where S = T except when generating.
+pub trait Attention {
+    /// o `[T, H*E]`, lse `[T, H]` (kept for the backward).
+    fn attention(
+        &self,
+        geometry: &AttentionShape,
+        segments: &Segments,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &mut Tensor,
+        lse: &mut Tensor,
+    ) -> Result<()>;
+
+    /// Gradients of all three inputs, replaced: dq `[T, H*E]`, dk and dv `[S, G*E]`.
+    fn attention_backward(
+        &self,
+        geometry: &AttentionShape,
+        segments: &Segments,
+        inputs: (&Tensor, &Tensor, &Tensor),
+        o: &Tensor,
+        lse: &Tensor,
+        d_o: &Tensor,
+        gradients: (&mut Tensor, &mut Tensor, &mut Tensor),
+    ) -> Result<()>;
+}
+
+/// Checks the forward's operands, which the backward's mirror.
+pub(crate) fn check(
+    op: &'static str,
+    geometry: &AttentionShape,
+    segments: &Segments,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    o: &Tensor,
+    lse: &Tensor,
+) -> Result<()> {
+    geometry.check(op)?;
+    let (t, s) = (segments.queries(), segments.keys());
+    let (heads, kv_heads, e) = (geometry.heads, geometry.kv_heads, geometry.head_size);
+    shape::expect(op, "q", q, &[("T", t), ("H*E", heads * e)])?;
+    shape::expect(op, "k", k, &[("S", s), ("G*E", kv_heads * e)])?;
+    shape::expect(op, "v", v, &[("S", s), ("G*E", kv_heads * e)])?;
+    shape::expect(op, "o", o, &[("T", t), ("H*E", heads * e)])?;
+    shape::expect(op, "lse", lse, &[("T", t), ("H", heads)])
+}

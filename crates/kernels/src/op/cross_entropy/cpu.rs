@@ -1,0 +1,71 @@
+//! The loss on the CPU: a chunk of logits at a time, turned into its own gradient in place.
+
+use rayon::prelude::*;
+
+use super::{CrossEntropy, dims};
+use crate::buffer::Floats;
+use crate::cpu::gemm::{Output, View, gemm};
+use crate::cpu::vector;
+use crate::{Accum, Cpu, Result, Tensor};
+
+impl CrossEntropy for Cpu {
+    fn cross_entropy(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        labels: &Tensor,
+        weights: &Tensor,
+        chunk_rows: usize,
+        mut dx: Option<&mut Tensor>,
+        mut dw: Option<&mut Tensor>,
+    ) -> Result<f64> {
+        let op = "cross_entropy";
+        let (d, v) = dims(x, w, labels, weights, dx.as_deref(), dw.as_deref())?;
+        let (x, w) = (Floats::F32(x.f32(op, "x")?), w.floats(op, "w")?);
+        let (labels, weights) = (labels.u32(op, "labels")?, weights.f32(op, "weights")?);
+        let vocabulary = View::rows(w, 0, v, d, d);
+        let chunk_rows = chunk_rows.clamp(1, labels.len().max(1));
+        let mut logits = self.recycler.take(chunk_rows * v);
+        let mut loss = 0.0;
+        for start in (0..labels.len()).step_by(chunk_rows) {
+            let rows = start..(start + chunk_rows).min(labels.len());
+            let hidden = View::rows(x, rows.start * d, rows.len(), d, d);
+            let logits = &mut logits.as_mut_slice()[..rows.len() * v];
+            let out = Output::rows(logits, v);
+            gemm(&self.pool, &self.recycler, hidden, vocabulary.transposed(), 1.0, Accum::Replace, out);
+            loss += self.losses(logits, &labels[rows.clone()], &weights[rows.clone()], v);
+            let slopes = View::rows(Floats::F32(logits), 0, rows.len(), v, v);
+            if let Some(dx) = dx.as_deref_mut() {
+                let dx = Output::rows(&mut dx.f32_mut(op, "dx")?[rows.start * d..rows.end * d], d);
+                gemm(&self.pool, &self.recycler, slopes, vocabulary, 1.0, Accum::Replace, dx);
+            }
+            if let Some(dw) = dw.as_deref_mut() {
+                let dw = Output::rows(dw.f32_mut(op, "dw")?, d);
+                gemm(&self.pool, &self.recycler, slopes.transposed(), hidden, 1.0, Accum::Add, dw);
+            }
+        }
+        Ok(loss)
+    }
+}
+
+impl Cpu {
+    /// The sum of the rows' weighted losses in their order; `z [rows, V]` becomes its gradient.
+    fn losses(&self, z: &mut [f32], labels: &[u32], weights: &[f32], v: usize) -> f64 {
+        let losses: Vec<f64> = self.pool.install(|| {
+            let rows = z.par_chunks_mut(v).zip(labels).zip(weights);
+            rows.map(|((z, &label), &weight)| row_loss(z, label as usize, weight)).collect()
+        });
+        losses.iter().sum()
+    }
+}
+
+/// One row's weighted loss; `z [V]` becomes `weight (softmax(z) - onehot(label))`.
+fn row_loss(z: &mut [f32], label: usize, weight: f32) -> f64 {
+    let labelled = z[label];
+    let max = vector::max(z);
+    let total = vector::exp_in_place_minus(z, max);
+    let loss = f64::from(max) + f64::from(total).ln() - f64::from(labelled);
+    vector::scale(z, weight / total);
+    z[label] -= weight;
+    f64::from(weight) * loss
+}

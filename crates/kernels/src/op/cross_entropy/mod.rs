@@ -1,0 +1,60 @@
+//! Softmax cross-entropy fused with the vocabulary projection.
+//!
+//! `z = x W^T`, `loss = sum_i weight_i (ln sum_v exp(z_iv) - z_i,label_i)`. Since the loss is the last
+//! operation, its gradient is known at once: `dz_iv = weight_i (softmax(z_i)_v - [v = label_i])`,
+//! `dx = dz W`, `dW += dz^T x`. Rows are taken a chunk at a time, so the logits of a batch never exist.
+//! Same idea: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009.
+
+mod cpu;
+pub mod naive;
+
+use crate::{Error, Result, Tensor, shape};
+
+/// The loss of labelled tokens under a vocabulary projection.
+pub trait CrossEntropy {
+    /// The weighted sum of the rows' losses, and the gradients that are asked for.
+    ///
+    /// x `[N, D]`, w `[V, D]` in any floating type, labels `[N]` of u32, weights `[N]` (1 over the number of
+    /// labelled tokens for a mean), dx `[N, D]` (replaced), dw `[V, D]` (added to). At most `chunk_rows` rows
+    /// of logits exist at a time: the loss and dx do not depend on it, dw by no more than its rounding.
+    ///
+    /// # Errors
+    /// Where a label is not below V.
+    fn cross_entropy(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        labels: &Tensor,
+        weights: &Tensor,
+        chunk_rows: usize,
+        dx: Option<&mut Tensor>,
+        dw: Option<&mut Tensor>,
+    ) -> Result<f64>;
+}
+
+/// Checks all operands; returns (D, V).
+pub(crate) fn dims(
+    x: &Tensor,
+    w: &Tensor,
+    labels: &Tensor,
+    weights: &Tensor,
+    dx: Option<&Tensor>,
+    dw: Option<&Tensor>,
+) -> Result<(usize, usize)> {
+    let op = "cross_entropy";
+    let (n, d) = shape::matrix(op, "x", x)?;
+    let (v, _) = shape::matrix(op, "w", w)?;
+    shape::expect(op, "w", w, &[("V", v), ("D", d)])?;
+    shape::expect(op, "labels", labels, &[("N", n)])?;
+    shape::expect(op, "weights", weights, &[("N", n)])?;
+    if let Some(dx) = dx {
+        shape::expect(op, "dx", dx, &[("N", n), ("D", d)])?;
+    }
+    if let Some(dw) = dw {
+        shape::expect(op, "dw", dw, &[("V", v), ("D", d)])?;
+    }
+    match labels.u32(op, "labels")?.iter().find(|&&label| label as usize >= v) {
+        None => Ok((d, v)),
+        Some(label) => Err(Error::Value { op, message: format!("label {label} in a vocabulary of V={v}") }),
+    }
+}

@@ -1,0 +1,40 @@
+//! The element-wise operations on the CPU.
+
+use super::{Elementwise, check};
+use crate::cpu::blocks::BLOCK;
+use crate::cpu::vector::{self, vectorised};
+use crate::{Cpu, Result, Tensor};
+
+impl Elementwise for Cpu {
+    fn add(&self, alpha: f32, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        check("add", x, y)?;
+        let (x, y) = (x.f32("add", "x")?, y.f32_mut("add", "y")?);
+        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)), |(x, y)| vector::axpy(alpha, x, y));
+        Ok(())
+    }
+
+    fn fill(&self, value: f32, x: &mut Tensor) -> Result<()> {
+        let x = x.f32_mut("fill", "x")?;
+        self.each(x.len(), x.chunks_mut(BLOCK), |x| x.fill(value));
+        Ok(())
+    }
+
+    fn scaled_sign(&self, alpha: f32, x: &mut Tensor) -> Result<()> {
+        let x = x.f32_mut("scaled_sign", "x")?;
+        self.each(x.len(), x.chunks_mut(BLOCK), |x| signs(alpha, x));
+        Ok(())
+    }
+}
+
+vectorised! {
+    /// `x = alpha sign(x)`; zeros and NaN stay what they are.
+    fn signs<L>(alpha: f32, x: &mut [f32]) {
+        for x in x {
+            *x = match *x {
+                positive if positive > 0.0 => alpha,
+                negative if negative < 0.0 => -alpha,
+                other => other,
+            };
+        }
+    }
+}

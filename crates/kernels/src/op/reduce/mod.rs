@@ -1,0 +1,12 @@
+//! Reductions to one number, in an order that does not depend on the number of threads.
+
+mod cpu;
+pub mod naive;
+
+use crate::{Result, Tensor};
+
+/// Reductions of an `f32` tensor.
+pub trait Reduce {
+    /// The sum of the squares of all elements; NaN or infinite if an element is.
+    fn sum_of_squares(&self, x: &Tensor) -> Result<f64>;
+}

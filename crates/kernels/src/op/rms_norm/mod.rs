@@ -1,0 +1,38 @@
+//! Root mean square normalisation.
+//!
+//! `y = gain * x * rstd` with `rstd = 1 / sqrt(mean(x^2) + eps)` per token.
+//! Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, equation 4.
+//!
+//! With `n = x * rstd` and `g = gain * dy`: `dx = rstd * (g - n * mean(g * n))`, `dgain = sum over t of dy * n`.
+
+mod cpu;
+pub mod naive;
+
+use crate::{Accum, Result, Tensor, shape};
+
+/// Root mean square normalisation of every token.
+pub trait RmsNorm {
+    /// x `[T, D]`, gain `[D]` in any floating type, y `[T, D]`, rstd `[T]` (kept for the backward).
+    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32, y: &mut Tensor, rstd: &mut Tensor) -> Result<()>;
+
+    /// `dx (+)= ...`, and `dgain += ...` where it is wanted; dy `[T, D]`, dx `[T, D]`, dgain `[D]`.
+    fn rms_norm_backward(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        rstd: &Tensor,
+        dy: &Tensor,
+        accum: Accum,
+        dx: &mut Tensor,
+        dgain: Option<&mut Tensor>,
+    ) -> Result<()>;
+}
+
+/// Checks `x [T, D]`, `y [T, D]`, `gain [D]` and `rstd [T]`; returns D.
+pub(crate) fn width(op: &'static str, x: &Tensor, gain: &Tensor, y: &Tensor, rstd: &Tensor) -> Result<usize> {
+    let (t, d) = shape::matrix(op, "x", x)?;
+    shape::expect(op, "y", y, &[("T", t), ("D", d)])?;
+    shape::expect(op, "gain", gain, &[("D", d)])?;
+    shape::expect(op, "rstd", rstd, &[("T", t)])?;
+    Ok(d)
+}

@@ -1,0 +1,43 @@
+//! Specification of root mean square normalisation.
+
+use crate::{Accum, Number};
+
+/// `y = gain * x * rstd`; x `[T, D]`, gain `[D]`, y `[T, D]`, rstd `[T]`.
+pub fn forward<F: Number>(x: &[F], gain: &[F], eps: F, y: &mut [F], rstd: &mut [F]) {
+    let d = gain.len();
+    for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
+        let mean_square = x.iter().map(|&x| x * x).sum::<F>() / F::of(d as f64);
+        *rstd = F::of(1.0) / (mean_square + eps).sqrt();
+        for ((y, &x), &gain) in y.iter_mut().zip(x).zip(gain) {
+            *y = gain * (x * *rstd);
+        }
+    }
+}
+
+/// `dx = rstd * (g - n * mean(g * n))` with `n = x * rstd`, `g = gain * dy`; `dgain += dy * n`.
+pub fn backward<F: Number>(
+    x: &[F],
+    gain: &[F],
+    rstd: &[F],
+    dy: &[F],
+    accum: Accum,
+    dx: &mut [F],
+    mut dgain: Option<&mut [F]>,
+) {
+    let d = gain.len();
+    for (t, &rstd) in rstd.iter().enumerate() {
+        let (x, dy, dx) = (&x[t * d..][..d], &dy[t * d..][..d], &mut dx[t * d..][..d]);
+        let mean = (0..d).map(|i| gain[i] * dy[i] * x[i] * rstd).sum::<F>() / F::of(d as f64);
+        for i in 0..d {
+            let normed = x[i] * rstd;
+            let value = rstd * (gain[i] * dy[i] - normed * mean);
+            match accum {
+                Accum::Replace => dx[i] = value,
+                Accum::Add => dx[i] += value,
+            }
+            if let Some(dgain) = &mut dgain {
+                dgain[i] += dy[i] * normed;
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The rotation on the CPU.
+
+use super::{Rope, RopeTable, widths};
+use crate::cpu::blocks::rows_per_block;
+use crate::cpu::vector::{lanes, vectorised};
+use crate::{Cpu, Result, Tensor};
+
+impl Rope for Cpu {
+    fn rope(&self, table: &RopeTable, positions: &Tensor, x: &mut Tensor) -> Result<()> {
+        self.turn("rope", table, positions, "x", x, 1.0)
+    }
+
+    fn rope_backward(&self, table: &RopeTable, positions: &Tensor, dx: &mut Tensor) -> Result<()> {
+        self.turn("rope_backward", table, positions, "dx", dx, -1.0)
+    }
+}
+
+impl Cpu {
+    /// Turns every head of `x [T, H*E]`, forward for `direction` 1 and backward for -1.
+    fn turn(
+        &self,
+        op: &'static str,
+        table: &RopeTable,
+        positions: &Tensor,
+        name: &'static str,
+        x: &mut Tensor,
+        direction: f32,
+    ) -> Result<()> {
+        let (width, half) = widths(op, table, positions, x)?;
+        let (cos, sin) = (table.cos.f32(op, "cos")?, table.sin.f32(op, "sin")?);
+        let (positions, x) = (positions.u32(op, "positions")?, x.f32_mut(op, name)?);
+        if x.is_empty() {
+            return Ok(());
+        }
+        let rows = rows_per_block(width);
+        self.each(x.len(), positions.chunks(rows).zip(x.chunks_mut(rows * width)), |(positions, x)| {
+            for (&position, x) in positions.iter().zip(x.chunks_exact_mut(width)) {
+                let row = position as usize * half;
+                turn_heads(&cos[row..row + half], &sin[row..row + half], direction, x);
+            }
+        });
+        Ok(())
+    }
+}
+
+vectorised! {
+    /// Turns the heads of one token by the angles of `cos, sin [E/2]`.
+    fn turn_heads<L>(cos: &[f32], sin: &[f32], direction: f32, x: &mut [f32]) {
+        let half = cos.len();
+        for head in x.chunks_exact_mut(2 * half) {
+            let (real, imaginary) = head.split_at_mut(half);
+            for (((x1, x2), &c), &s) in real.iter_mut().zip(imaginary).zip(cos).zip(sin) {
+                let s = s * direction;
+                (*x1, *x2) = (lanes::fma::<L>(*x1, c, -*x2 * s), lanes::fma::<L>(*x2, c, *x1 * s));
+            }
+        }
+    }
+}

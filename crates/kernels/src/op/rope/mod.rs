@@ -1,0 +1,87 @@
+//! Rotary position embedding.
+//!
+//! The two halves of a head are the real and imaginary parts of E/2 numbers; number i at position p is
+//! turned by the angle `p * f_i`: `y1 = x1 cos - x2 sin`, `y2 = x2 cos + x1 sin`. A rotation's transpose is
+//! its inverse, so the backward turns by the opposite angle.
+//! Source: Su et al., "RoFormer", arXiv 2104.09864, section 3.2, in the half-split layout of transformers.
+
+mod cpu;
+mod frequencies;
+pub mod naive;
+
+pub use frequencies::RopeScaling;
+
+use crate::{Error, Memory, Result, Tensor, shape};
+
+/// Cosines and sines of every position and frequency.
+#[derive(Debug)]
+pub struct RopeTable {
+    /// `[P, E/2]`.
+    pub(crate) cos: Tensor,
+    /// `[P, E/2]`.
+    pub(crate) sin: Tensor,
+}
+
+impl RopeTable {
+    /// The table for positions `0..positions` and heads of `head_size` (even) elements.
+    ///
+    /// # Errors
+    /// Where the head's size is odd or zero, or the device has no memory for the table.
+    pub fn new(
+        memory: &dyn Memory,
+        theta: f64,
+        scaling: &RopeScaling,
+        head_size: usize,
+        positions: usize,
+    ) -> Result<Self> {
+        if head_size == 0 || !head_size.is_multiple_of(2) {
+            let message =
+                format!("heads of E={head_size} elements; a rotation needs an even, positive number");
+            return Err(Error::Value { op: "rope", message });
+        }
+        let frequencies = frequencies::inverse(theta, scaling, head_size);
+        // The angle is rounded to f32 before its cosine is taken because transformers does so: at position
+        // 100,000 the rounding is visible, and the trained weights have seen it.
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |&f| f64::from(p as f32 * f)));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+        let shape = [positions, head_size / 2];
+        Ok(RopeTable { cos: memory.from_f32(&cos, &shape)?, sin: memory.from_f32(&sin, &shape)? })
+    }
+
+    /// The number of positions.
+    pub fn positions(&self) -> usize {
+        self.cos.shape()[0]
+    }
+}
+
+/// Rotation of queries or keys, in place.
+pub trait Rope {
+    /// Turns every head of `x [T, H*E]` forward by its token's position; positions `[T]` of u32.
+    ///
+    /// # Errors
+    /// Where a position lies behind the table's end.
+    fn rope(&self, table: &RopeTable, positions: &Tensor, x: &mut Tensor) -> Result<()>;
+
+    /// Turns every head of `dx [T, H*E]` backward: the gradient of [`Rope::rope`].
+    fn rope_backward(&self, table: &RopeTable, positions: &Tensor, dx: &mut Tensor) -> Result<()>;
+}
+
+/// Checks the operands; returns (H*E, E/2).
+pub(crate) fn widths(
+    op: &'static str,
+    table: &RopeTable,
+    positions: &Tensor,
+    x: &Tensor,
+) -> Result<(usize, usize)> {
+    let (t, width) = shape::matrix(op, "x", x)?;
+    let (p, half) = shape::matrix(op, "table", &table.cos)?;
+    shape::expect(op, "positions", positions, &[("T", t)])?;
+    if !width.is_multiple_of(2 * half) {
+        let expected = format!("a multiple of E={} columns", 2 * half);
+        return Err(Error::Shape { op, operand: "x", found: x.shape().to_vec(), expected });
+    }
+    match positions.u32(op, "positions")?.iter().find(|&&position| position as usize >= p) {
+        None => Ok((width, half)),
+        Some(position) => Err(Error::Value { op, message: format!("position {position} in a table of {p}") }),
+    }
+}

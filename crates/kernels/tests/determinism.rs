@@ -1,0 +1,217 @@
+//! Results have the same bits on any number of threads, and in every run.
+
+mod common;
+
+use common::{Draw, Source, weight};
+use lora_sb_kernels::{
+    Accum, Activation, AdamW, AdamWStep, Attention, AttentionShape, Bias, Cpu, CrossEntropy, DType,
+    Elementwise, Embedding, GatedActivation, Linear, Mask, Memory, Reduce, RmsNorm, Rope, RopeScaling,
+    RopeTable, Rows, Segments, Tensor,
+};
+
+/// Sizes that give every operation several blocks of work with a rest: T, D, N, V.
+const T: usize = 263;
+const D: usize = 517;
+const N: usize = 389;
+const V: usize = 1031;
+
+/// The outputs of one operation after another, by name.
+struct Record<'a> {
+    cpu: &'a Cpu,
+    draw: Draw,
+    outputs: Vec<(&'static str, Vec<u64>)>,
+}
+
+impl Record<'_> {
+    fn tensor(&mut self, shape: &[usize]) -> Tensor {
+        self.cpu.from_f32(&self.draw.normal(shape.iter().product()), shape).unwrap()
+    }
+
+    fn weight(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
+        let values = self.draw.normal(shape.iter().product());
+        weight(self.cpu, Source::File(dtype), &values, shape).0
+    }
+
+    fn output(&mut self, name: &'static str, tensor: &Tensor) {
+        let values = self.cpu.to_f32(tensor).unwrap();
+        assert!(values.iter().all(|value| !value.is_nan()), "{name} holds NaN");
+        self.outputs.push((name, values.iter().map(|value| u64::from(value.to_bits())).collect()));
+    }
+}
+
+type Operation = fn(&mut Record);
+
+const OPERATIONS: [Operation; 9] =
+    [linear, few_tokens, elements, rows, normalisation, rotation, optimizer, attention, loss];
+
+fn run(threads: usize) -> Vec<(&'static str, Vec<u64>)> {
+    let cpu = Cpu::new(threads).unwrap();
+    let mut record = Record { cpu: &cpu, draw: Draw::new(1), outputs: Vec::new() };
+    OPERATIONS.iter().for_each(|operation| operation(&mut record));
+    record.outputs
+}
+
+fn linear(r: &mut Record) {
+    let (x, dy) = (r.tensor(&[T, D]), r.tensor(&[T, N]));
+    for dtype in [DType::F32, DType::Bf16] {
+        let w = r.weight(dtype, &[N, D]);
+        let (mut y, mut dx) = (r.cpu.empty(&[T, N]).unwrap(), r.tensor(&[T, D]));
+        r.cpu.linear(&x, &w, 0.5, Accum::Replace, &mut y).unwrap();
+        r.output("linear", &y);
+        r.cpu.linear_input_gradient(&dy, &w, 0.5, Accum::Add, &mut dx).unwrap();
+        r.output("linear_input_gradient", &dx);
+    }
+    let mut dw = r.tensor(&[N, D]);
+    r.cpu.linear_weight_gradient(&dy, &x, 0.5, Accum::Add, &mut dw).unwrap();
+    r.output("linear_weight_gradient", &dw);
+}
+
+fn few_tokens(r: &mut Record) {
+    for t in [1, 3] {
+        let (x, w, dy) = (r.tensor(&[t, D]), r.weight(DType::Bf16, &[V, D]), r.tensor(&[t, V]));
+        let (mut y, mut dx) = (r.cpu.empty(&[t, V]).unwrap(), r.cpu.empty(&[t, D]).unwrap());
+        r.cpu.linear(&x, &w, 1.0, Accum::Replace, &mut y).unwrap();
+        r.output("linear of few tokens", &y);
+        r.cpu.linear_input_gradient(&dy, &w, 1.0, Accum::Replace, &mut dx).unwrap();
+        r.output("linear_input_gradient of few tokens", &dx);
+        // r x r: a long sum over the tokens with a small result.
+        let (a, b) = (r.tensor(&[T * 8, t]), r.tensor(&[T * 8, 5]));
+        let mut small = r.cpu.empty(&[t, 5]).unwrap();
+        r.cpu.linear_weight_gradient(&a, &b, 1.0, Accum::Replace, &mut small).unwrap();
+        r.output("linear_weight_gradient of few columns", &small);
+    }
+}
+
+fn elements(r: &mut Record) {
+    let (x, mut y) = (r.tensor(&[T, D]), r.tensor(&[T, D]));
+    r.cpu.add(-0.3, &x, &mut y).unwrap();
+    r.output("add", &y);
+    r.cpu.scaled_sign(0.1, &mut y).unwrap();
+    r.output("scaled_sign", &y);
+    r.cpu.fill(0.1, &mut y).unwrap();
+    r.output("fill", &y);
+    let sum = r.cpu.sum_of_squares(&x).unwrap();
+    r.outputs.push(("sum_of_squares", vec![sum.to_bits()]));
+    let (mut gate, mut up, dh) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.tensor(&[T, D]));
+    let mut h = r.cpu.empty(&[T, D]).unwrap();
+    r.cpu.gated_activation(Activation::Silu, &gate, &up, &mut h).unwrap();
+    r.output("gated_activation", &h);
+    r.cpu.gated_activation_backward(Activation::Silu, &mut gate, &mut up, &dh).unwrap();
+    r.output("gated_activation_backward, gate", &gate);
+    r.output("gated_activation_backward, up", &up);
+}
+
+fn rows(r: &mut Record) {
+    let (table, dx, mut dtable) = (r.weight(DType::F16, &[V, D]), r.tensor(&[T, D]), r.tensor(&[V, D]));
+    // Few different ids: rows that many tokens add to.
+    let ids = r.cpu.from_u32(&r.draw.indices(T, 17), &[T]).unwrap();
+    let mut x = r.cpu.empty(&[T, D]).unwrap();
+    r.cpu.embedding(&ids, &table, &mut x).unwrap();
+    r.output("embedding", &x);
+    r.cpu.embedding_gradient(&ids, &dx, &mut dtable).unwrap();
+    r.output("embedding_gradient", &dtable);
+    let (b, mut db) = (r.weight(DType::Bf16, &[D]), r.tensor(&[D]));
+    r.cpu.bias(&b, &mut x).unwrap();
+    r.output("bias", &x);
+    r.cpu.bias_gradient(&dx, &mut db).unwrap();
+    r.output("bias_gradient", &db);
+    let selected = r.cpu.from_u32(&r.draw.distinct(101, T), &[101]).unwrap();
+    let mut few = r.cpu.empty(&[101, D]).unwrap();
+    r.cpu.gather_rows(&selected, &x, &mut few).unwrap();
+    r.output("gather_rows", &few);
+    r.cpu.scatter_rows(&selected, &few, &mut x).unwrap();
+    r.output("scatter_rows", &x);
+}
+
+fn normalisation(r: &mut Record) {
+    let (x, dy, gain) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.weight(DType::Bf16, &[D]));
+    let (mut y, mut rstd) = (r.cpu.empty(&[T, D]).unwrap(), r.cpu.empty(&[T]).unwrap());
+    r.cpu.rms_norm(&x, &gain, 1e-6, &mut y, &mut rstd).unwrap();
+    r.output("rms_norm", &y);
+    r.output("rms_norm, rstd", &rstd);
+    let mut dgain = r.tensor(&[D]);
+    r.cpu.rms_norm_backward(&x, &gain, &rstd, &dy, Accum::Replace, &mut y, Some(&mut dgain)).unwrap();
+    r.output("rms_norm_backward, dx", &y);
+    r.output("rms_norm_backward, dgain", &dgain);
+}
+
+fn rotation(r: &mut Record) {
+    let table = RopeTable::new(r.cpu, 1e4, &RopeScaling::Default, 22, 99).unwrap();
+    let positions = r.cpu.from_u32(&r.draw.indices(T, 99), &[T]).unwrap();
+    let mut x = r.tensor(&[T, 22 * 23]);
+    r.cpu.rope(&table, &positions, &mut x).unwrap();
+    r.output("rope", &x);
+    r.cpu.rope_backward(&table, &positions, &mut x).unwrap();
+    r.output("rope_backward", &x);
+}
+
+fn optimizer(r: &mut Record) {
+    let (g, mut p) = (r.tensor(&[T, D]), r.tensor(&[T, D]));
+    let (mut m, mut v) = (r.cpu.zeros(&[T, D]).unwrap(), r.cpu.zeros(&[T, D]).unwrap());
+    let step = AdamWStep {
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        gradient_scale: 0.3,
+        step: 1,
+    };
+    r.cpu.adamw(&step, &g, &mut p, &mut m, &mut v).unwrap();
+    r.output("adamw, p", &p);
+    r.output("adamw, m", &m);
+    r.output("adamw, v", &v);
+}
+
+fn attention(r: &mut Record) {
+    let segments = Segments::packed([140, 1, 37, 65, 20]);
+    for (heads, kv_heads, head_size, mask) in
+        [(4, 1, 24, Mask::Causal), (3, 3, 40, Mask::Full), (4, 2, 16, Mask::Sliding { window: 19 })]
+    {
+        let shape = AttentionShape { heads, kv_heads, head_size, scale: 0.2, mask };
+        let (q, d_o) = (r.tensor(&[T, heads * head_size]), r.tensor(&[T, heads * head_size]));
+        let (k, v) = (r.tensor(&[T, kv_heads * head_size]), r.tensor(&[T, kv_heads * head_size]));
+        let like = |tensor: &Tensor| r.cpu.empty(tensor.shape()).unwrap();
+        let (mut o, mut lse) = (like(&q), r.cpu.empty(&[T, heads]).unwrap());
+        let (mut dq, mut dk, mut dv) = (like(&q), like(&k), like(&v));
+        r.cpu.attention(&shape, &segments, &q, &k, &v, &mut o, &mut lse).unwrap();
+        let gradients = (&mut dq, &mut dk, &mut dv);
+        r.cpu.attention_backward(&shape, &segments, (&q, &k, &v), &o, &lse, &d_o, gradients).unwrap();
+        r.output("attention, o", &o);
+        r.output("attention, lse", &lse);
+        r.output("attention_backward, dq", &dq);
+        r.output("attention_backward, dk", &dk);
+        r.output("attention_backward, dv", &dv);
+    }
+}
+
+fn loss(r: &mut Record) {
+    let (x, w) = (r.tensor(&[T, 67]), r.weight(DType::Bf16, &[V, 67]));
+    let labels = r.cpu.from_u32(&r.draw.indices(T, V), &[T]).unwrap();
+    let weights = r.cpu.from_f32(&[1.0 / T as f32; T], &[T]).unwrap();
+    let (mut dx, mut dw) = (r.cpu.empty(&[T, 67]).unwrap(), r.tensor(&[V, 67]));
+    let loss = r.cpu.cross_entropy(&x, &w, &labels, &weights, 50, Some(&mut dx), Some(&mut dw)).unwrap();
+    r.outputs.push(("cross_entropy", vec![loss.to_bits()]));
+    r.output("cross_entropy, dx", &dx);
+    r.output("cross_entropy, dw", &dw);
+}
+
+fn same(case: &str, first: &[(&'static str, Vec<u64>)], second: &[(&'static str, Vec<u64>)]) {
+    for ((name, first), (_, second)) in first.iter().zip(second) {
+        let difference = first.iter().zip(second).position(|(a, b)| a != b);
+        assert_eq!(difference, None, "{case}: first different element of {name}");
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let one = run(1);
+    for threads in [2, 3, 5] {
+        same(&format!("1 and {threads} threads"), &one, &run(threads));
+    }
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    same("two runs", &run(2), &run(2));
+}

@@ -1,0 +1,65 @@
+//! A short name for what a model is, by which an adapter recognises its base.
+
+use lora_sb_kernels::Tensor;
+
+use crate::{Model, Result};
+
+/// Rows of a table that are read; all of a large model would take longer than loading it.
+const SAMPLED_ROWS: usize = 8;
+
+impl Model {
+    /// 16 hexadecimal digits over the architecture, every tensor's name and shape, and some rows of each.
+    ///
+    /// Values count, not their type: a model written again as f32 keeps its fingerprint.
+    ///
+    /// # Errors
+    /// Where the device fails to read a tensor.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Fnv::new();
+        let config = &self.config;
+        hash.add(config.family.model_type().as_bytes());
+        for size in [config.num_attention_heads, config.num_key_value_heads, config.head_dim] {
+            hash.add(&(size as u64).to_le_bytes());
+        }
+        for number in [config.rms_norm_eps, config.rope_theta] {
+            hash.add(&number.to_le_bytes());
+        }
+        for parameter in config.parameters() {
+            hash.add(config.name(parameter).as_bytes());
+            let tensor = self.weights.required(parameter)?;
+            for size in tensor.shape() {
+                hash.add(&(*size as u64).to_le_bytes());
+            }
+            for value in self.sample(tensor)? {
+                hash.add(&value.to_le_bytes());
+            }
+        }
+        Ok(format!("{:016x}", hash.0))
+    }
+
+    /// All of a vector `[N]`; evenly spaced rows of a table `[N, K]`.
+    fn sample(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let [n, k] = *tensor.shape() else { return Ok(self.kernels.to_f32(tensor)?) };
+        let count = n.min(SAMPLED_ROWS);
+        let rows: Vec<u32> = (0..count).map(|i| (i * n / count) as u32).collect();
+        let mut values = self.kernels.empty(&[count, k])?;
+        // A lookup reads rows of a table in any type without widening the rest.
+        self.kernels.embedding(&self.kernels.from_u32(&rows, &[count])?, tensor, &mut values)?;
+        Ok(self.kernels.to_f32(&values)?)
+    }
+}
+
+/// FNV-1a of 64 bits: <http://www.isthe.com/chongo/tech/comp/fnv/>. Against mix-ups, not against forgers.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+}

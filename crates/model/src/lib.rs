@@ -1,0 +1,73 @@
+//! One configurable decoder transformer with an explicit backward, and Hugging Face directories.
+//!
+//! A [`Model`] is read from a directory ([`Model::load`]), from bytes in memory ([`Model::from_files`]) or
+//! drawn at random ([`Model::random`]). It computes losses, gradients and logits of packed batches on any
+//! [`Kernels`](lora_sb_kernels::Kernels). A method of fine-tuning is a [`LinearHook`]; the model never learns
+//! its name. There is no autograd: each part returns what its backward needs, and its backward consumes it.
+//!
+//! Shapes are named by the legend of [`lora_sb_kernels`]; N is also the number of labelled tokens.
+//!
+//! # Example
+//!
+//! ```
+//! use std::collections::BTreeMap;
+//! use std::sync::Arc;
+//!
+//! use lora_sb_kernels::{Cpu, Kernels};
+//! use lora_sb_model::{Batch, Config, Frozen, Model, Recompute, Sequence};
+//!
+//! let config = Config::from_json(
+//!     br#"{
+//!         "model_type": "llama", "vocab_size": 13, "hidden_size": 8, "intermediate_size": 12,
+//!         "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32
+//!     }"#,
+//! )?;
+//! let kernels: Arc<dyn Kernels> = Arc::new(Cpu::new(1)?);
+//! let model = Model::random(config, Arc::clone(&kernels), 7)?;
+//!
+//! let sequence = Sequence { ids: &[1, 5, 3, 12], trained: &[false, true, true, true], weight: 1.0 / 3.0 };
+//! let batch = Batch::pack(&*kernels, &[sequence])?;
+//!
+//! let mut gradients = BTreeMap::new();
+//! for parameter in model.parameters() {
+//!     gradients.insert(parameter, kernels.zeros(&model.config().parameter_shape(parameter))?);
+//! }
+//! let loss = model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None)?;
+//! assert!((loss - 13f64.ln()).abs() < 0.1); // random weights: nearly every token is equally likely
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod attention;
+mod batch;
+mod block;
+mod config;
+pub mod decode;
+mod embed;
+mod error;
+mod family;
+mod fingerprint;
+mod head;
+mod hook;
+mod linear;
+mod load;
+pub mod memory;
+mod mlp;
+mod model;
+mod norm;
+mod save;
+mod site;
+mod weight_file;
+mod weights;
+
+pub use batch::{Batch, Sequence};
+pub use block::BlockSaved;
+pub use config::Config;
+pub use decode::{Decoder, Generation, Sampling, generate};
+pub use error::{Error, Result};
+pub use family::Family;
+pub use hook::{Frozen, Gradients, InputGradient, LinearHook, NoGradients, Recompute, SiteSaved};
+pub use model::Model;
+pub use save::{SaveType, save_model};
+pub use site::{Parameter, Projection, Site};
+pub use weight_file::{WeightFile, WeightFileWriter, WeightView};
+pub use weights::Storage;

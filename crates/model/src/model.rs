@@ -1,0 +1,230 @@
+//! The model as a whole: reading it, its losses, gradients and logits.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lora_sb_kernels::{Kernels, RopeTable, SharedBytes, Tensor};
+
+use crate::load::{self, Shelf};
+use crate::weights::{Storage, Weights};
+use crate::{
+    Batch, BlockSaved, Config, Error, Gradients, InputGradient, LinearHook, NoGradients, Parameter,
+    Recompute, Result, Site,
+};
+
+/// Positions that a fresh model is prepared for; 2 MB at heads of 128 elements. More by [`Model::prepare`].
+const FIRST_POSITIONS: usize = 2048;
+
+/// A decoder transformer on a device.
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) config: Config,
+    pub(crate) kernels: Arc<dyn Kernels>,
+    pub(crate) weights: Weights,
+    pub(crate) rope: RopeTable,
+    /// The directory it was read from, whose tokenizer files are copied when it is saved.
+    pub(crate) source: Option<PathBuf>,
+    warnings: Vec<String>,
+}
+
+impl Model {
+    /// Reads a directory in Hugging Face's layout: `config.json` with `model.safetensors` or its shards.
+    ///
+    /// # Errors
+    /// Where a file or tensor is missing, damaged, or not what the configuration says.
+    pub fn load(dir: &Path, kernels: Arc<dyn Kernels>, storage: Storage) -> Result<Model> {
+        let config = load::config(dir)?;
+        let (weights, warnings) = Shelf::open(dir)?.weights(&config, &*kernels, storage)?;
+        Model::new(config, kernels, weights, Some(dir.to_path_buf()), warnings)
+    }
+
+    /// The same from a `config.json` and whole safetensors files in memory.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_files(
+        config_json: &[u8],
+        weights: Vec<SharedBytes>,
+        kernels: Arc<dyn Kernels>,
+        storage: Storage,
+    ) -> Result<Model> {
+        let config = Config::from_json(config_json)?;
+        let (weights, warnings) = load::in_memory(weights)?.weights(&config, &*kernels, storage)?;
+        Model::new(config, kernels, weights, None, warnings)
+    }
+
+    /// A model of random weights, ready to be trained from the beginning: weights from
+    /// N(0, `initializer_range`^2), gains 1, biases 0.
+    ///
+    /// # Errors
+    /// Where the device has no memory for it.
+    pub fn random(config: Config, kernels: Arc<dyn Kernels>, seed: u64) -> Result<Model> {
+        let weights = Weights::random(&config, &*kernels, seed)?;
+        Model::new(config, kernels, weights, None, Vec::new())
+    }
+
+    fn new(
+        config: Config,
+        kernels: Arc<dyn Kernels>,
+        weights: Weights,
+        source: Option<PathBuf>,
+        warnings: Vec<String>,
+    ) -> Result<Model> {
+        let positions = config.max_position_embeddings.min(FIRST_POSITIONS);
+        let rope = rope_table(&config, &*kernels, positions)?;
+        Ok(Model { config, kernels, weights, rope, source, warnings })
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device.
+    pub fn kernels(&self) -> &Arc<dyn Kernels> {
+        &self.kernels
+    }
+
+    /// What was found in the files and not used, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Every linear layer of the blocks, in the order of the forward pass.
+    pub fn sites(&self) -> Vec<Site> {
+        self.config.sites()
+    }
+
+    /// Every tensor, in the order of the forward pass.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        self.config.parameters()
+    }
+
+    /// A tensor; the head of a tied model is its embedding.
+    pub fn weight(&self, parameter: Parameter) -> Option<&Tensor> {
+        self.weights.get(parameter)
+    }
+
+    /// A tensor to be changed; only those of [`Storage::Trainable`] can be written.
+    pub fn weight_mut(&mut self, parameter: Parameter) -> Option<&mut Tensor> {
+        self.weights.get_mut(parameter)
+    }
+
+    /// A tensor's name in the weight files.
+    pub fn name(&self, parameter: Parameter) -> String {
+        self.config.name(parameter)
+    }
+
+    /// A linear layer's name, as `model.layers.0.self_attn.q_proj`.
+    pub fn module(&self, site: Site) -> String {
+        self.config.module(site)
+    }
+
+    /// The (out N, in K) sizes of a linear layer.
+    pub fn shape(&self, site: Site) -> (usize, usize) {
+        self.config.site_shape(site)
+    }
+
+    /// Makes sequences of up to `longest` tokens possible. A model begins with 2048 positions, or with
+    /// `max_position_embeddings` if that is less.
+    ///
+    /// # Errors
+    /// Where the device has no memory for the rotation table.
+    pub fn prepare(&mut self, longest: usize) -> Result<()> {
+        if longest > self.rope.positions() {
+            self.rope = rope_table(&self.config, &*self.kernels, longest)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the rotation table reaches `longest` positions.
+    pub(crate) fn check_positions(&self, longest: usize) -> Result<()> {
+        let prepared = self.rope.positions();
+        if longest <= prepared { Ok(()) } else { Err(Error::Positions { needed: longest, prepared }) }
+    }
+
+    /// The sum of the labelled tokens' losses, each times its sequence's weight.
+    ///
+    /// # Errors
+    /// Where an id is not in the vocabulary or a sequence is longer than the model is prepared for.
+    pub fn loss(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<f64> {
+        if batch.labelled() == 0 {
+            return Ok(0.0);
+        }
+        let x = self.hidden(batch, hook)?;
+        let (loss, _) = self.head(x, batch, &mut NoGradients, InputGradient::Unwanted)?;
+        Ok(loss)
+    }
+
+    /// The logits of every token, `[T, V]`.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn logits(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<Tensor> {
+        let x = self.hidden(batch, hook)?;
+        self.project(&x)
+    }
+
+    /// The residual stream behind the last block, `[T, D]`.
+    fn hidden(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<Tensor> {
+        let mut x = self.embed(batch)?;
+        for layer in 0..self.config.num_hidden_layers {
+            (x, _) = self.block_forward(layer, x, batch, hook)?;
+        }
+        Ok(x)
+    }
+
+    /// The loss, and its gradients added to the hook's and to those of `gradients`.
+    ///
+    /// A batch without labelled tokens has the loss 0 and adds nothing.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn loss_and_gradients(
+        &self,
+        batch: &Batch,
+        hook: &mut dyn LinearHook,
+        gradients: &mut dyn Gradients,
+        recompute: Recompute,
+    ) -> Result<f64> {
+        if batch.labelled() == 0 {
+            return Ok(0.0);
+        }
+        let mut x = self.embed(batch)?;
+        let mut kept = Vec::with_capacity(self.config.num_hidden_layers);
+        for layer in 0..self.config.num_hidden_layers {
+            let (y, saved) = self.block_forward(layer, x, batch, hook)?;
+            kept.push(match recompute {
+                Recompute::None => Kept::All(Box::new(saved)),
+                Recompute::Block => Kept::Input(saved.into_input()),
+            });
+            x = y;
+        }
+        let (loss, mut dx) = self.head(x, batch, gradients, InputGradient::Wanted)?;
+        for (layer, kept) in kept.into_iter().enumerate().rev() {
+            let Some(dy) = dx.take() else { break };
+            let saved = match kept {
+                Kept::All(saved) => *saved,
+                Kept::Input(x) => self.block_forward(layer, x, batch, hook)?.1,
+            };
+            let before = layer > 0 || gradients.of(Parameter::Embedding).is_some();
+            let wanted = if before { InputGradient::Wanted } else { InputGradient::Unwanted };
+            dx = self.block_backward(layer, saved, batch, dy, hook, gradients, wanted)?;
+        }
+        if let Some(dx) = dx {
+            self.embed_backward(batch, dx, gradients)?;
+        }
+        Ok(loss)
+    }
+}
+
+/// What stands between a block's forward and backward.
+enum Kept {
+    All(Box<BlockSaved>),
+    /// `[T, D]`.
+    Input(Tensor),
+}
+
+fn rope_table(config: &Config, kernels: &dyn Kernels, positions: usize) -> Result<RopeTable> {
+    Ok(RopeTable::new(kernels, config.rope_theta, &config.rope_scaling, config.head_dim, positions)?)
+}

@@ -1,0 +1,130 @@
+//! What a configuration alone tells: names, shapes, counts, bytes.
+
+mod support;
+
+use lora_sb_kernels::RopeScaling;
+use lora_sb_model::{Config, Frozen, Parameter, Projection, Recompute, Storage, memory};
+use serde_json::{Value, json};
+use support::{Texts, config, model, zeros};
+
+/// Llama-3.2 3B as it is published.
+fn llama_3_2_3b() -> Config {
+    let json = json!({
+        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008], "head_dim": 128, "hidden_act": "silu", "hidden_size": 3072,
+        "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072,
+        "mlp_bias": false, "model_type": "llama", "num_attention_heads": 24, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "pad_token_id": -1, "rms_norm_eps": 1e-05,
+        "rope_scaling": { "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3" },
+        "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 128256
+    });
+    Config::from_json(json.to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn a_published_model_has_its_published_counts() {
+    let config = llama_3_2_3b();
+    assert_eq!(config.parameter_count(), 3_212_749_824);
+    let per_layer: usize =
+        config.sites().iter().take(7).map(|&site| config.site_shape(site)).map(|(n, k)| n + k).sum();
+    assert_eq!(per_layer, 54_272);
+    assert_eq!(config.sites().len(), 28 * 7);
+    assert_eq!(
+        (config.eos_token_ids, config.bos_token_id, config.pad_token_id),
+        (vec![128001, 128008], Some(128000), None)
+    );
+}
+
+#[test]
+fn names_are_those_of_the_files() {
+    let config = config(json!({ "attention_bias": true }));
+    let site = Projection::Output.of(2);
+    assert_eq!(config.module(site), "model.layers.2.self_attn.o_proj");
+    assert_eq!(config.name(Parameter::Bias(site)), "model.layers.2.self_attn.o_proj.bias");
+    let names: Vec<String> = config.parameters().into_iter().map(|p| config.name(p)).collect();
+    assert_eq!(
+        names[..3],
+        [
+            "model.embed_tokens.weight",
+            "model.layers.0.input_layernorm.weight",
+            "model.layers.0.self_attn.q_proj.weight"
+        ]
+    );
+    assert_eq!(names[names.len() - 2..], ["model.norm.weight", "lm_head.weight"]);
+    assert_eq!(names.iter().filter(|name| name.ends_with("bias")).count(), 3 * 4);
+    let mut unique = names.clone();
+    unique.sort();
+    unique.dedup();
+    assert_eq!(unique.len(), names.len());
+}
+
+#[test]
+fn older_and_newer_spellings_are_one_configuration() {
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    for (changes, theta, scaling) in [
+        (json!({}), 10_000.0, RopeScaling::Default),
+        (json!({ "rope_theta": 5e5, "rope_scaling": null }), 5e5, RopeScaling::Default),
+        (json!({ "rope_scaling": { "type": "linear", "factor": 4 } }), 10_000.0, linear),
+        (json!({ "rope_scaling": { "rope_type": "linear", "factor": 4.0 } }), 10_000.0, linear),
+        (
+            json!({ "rope_parameters": { "rope_type": "linear", "factor": 4.0, "rope_theta": 5e5 } }),
+            5e5,
+            linear,
+        ),
+        (
+            json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 2e4 } }),
+            2e4,
+            RopeScaling::Default,
+        ),
+    ] {
+        let config = config(changes);
+        assert_eq!((config.rope_theta, config.rope_scaling), (theta, scaling));
+    }
+    let config = config(json!({ "num_key_value_heads": null, "head_dim": null, "hidden_size": 18 }));
+    assert_eq!((config.num_key_value_heads, config.head_dim), (3, 6));
+    assert_eq!(config.to_json()["unknown_key"], json!({ "kept": [1, 2.5] }));
+    assert_eq!(config.to_json()["head_dim"], Value::Null);
+}
+
+#[test]
+fn a_blocks_saved_bytes_are_foretold() {
+    let model = model(json!({}));
+    let kernels = model.kernels();
+    let batch = Texts::new().batch(&model);
+    let before = kernels.usage().live_bytes;
+    let x = model.embed(&batch).unwrap();
+    let (y, saved) = model.block_forward(1, x, &batch, &Frozen).unwrap();
+    drop(y);
+    let held = kernels.usage().live_bytes - before;
+    assert_eq!(held, memory::block_saved(model.config(), batch.tokens()));
+    let input = saved.into_input();
+    assert_eq!(kernels.usage().live_bytes - before, input.bytes());
+    drop(input);
+    assert_eq!(kernels.usage().live_bytes, before);
+}
+
+#[test]
+fn a_steps_peak_is_foretold() {
+    let model = model(json!({}));
+    let kernels = model.kernels();
+    let batch = Texts::new().batch(&model);
+    let mut gradients = zeros(&model);
+    for recompute in [Recompute::None, Recompute::Block] {
+        kernels.reset_peak();
+        let before = kernels.usage().live_bytes;
+        model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, recompute).unwrap();
+        let usage = kernels.usage();
+        assert_eq!(usage.live_bytes, before, "a step leaves nothing behind");
+        let (found, told) = (
+            usage.peak_bytes - before,
+            memory::activations(model.config(), batch.tokens(), batch.labelled(), recompute),
+        );
+        assert!(
+            found <= told && told as f64 <= 1.15 * found as f64,
+            "{recompute:?}: {found} found, {told} told"
+        );
+    }
+    assert_eq!(memory::weights(model.config(), Storage::Trainable, 2), model.config().parameter_count() * 4);
+    assert_eq!(memory::weights(model.config(), Storage::Mapped, 2), model.config().parameter_count() * 2);
+}

@@ -1,0 +1,170 @@
+//! Laws of generation on a small random model.
+
+mod support;
+
+use lora_sb_kernels::{Generator, Stream};
+use lora_sb_model::{Batch, Decoder, Frozen, Generation, Model, Sampling, Sequence, generate};
+use serde_json::json;
+use support::{largest, largest_difference, model, values};
+
+fn prompts() -> Vec<Vec<u32>> {
+    vec![vec![1, 17, 3, 28, 5], vec![4], vec![1, 22, 0, 9, 2, 2, 8]]
+}
+
+fn run(model: &Model, prompts: &[Vec<u32>], options: &Generation, seed: u64) -> Vec<Vec<u32>> {
+    let mut generator = Generator::new(seed, Stream::Sampling, 0);
+    generate(model, &Frozen, prompts, options, &mut generator, &mut |_, _| {}).unwrap()
+}
+
+fn greedy(max_new_tokens: usize) -> Generation {
+    Generation { max_new_tokens, sampling: Sampling::Greedy, stop: vec![] }
+}
+
+fn random(temperature: f64, top_k: Option<usize>, top_p: Option<f64>) -> Generation {
+    Generation { max_new_tokens: 11, sampling: Sampling::Random { temperature, top_k, top_p }, stop: vec![] }
+}
+
+/// Logits of the last token, computed from the beginning.
+fn last_logits(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let sequence = Sequence { ids, trained: &vec![false; ids.len()], weight: 1.0 };
+    let batch = Batch::pack(&**model.kernels(), &[sequence]).unwrap();
+    let logits = values(model.kernels(), &model.logits(&batch, &Frozen).unwrap());
+    logits[logits.len() - model.config().vocab_size..].to_vec()
+}
+
+#[test]
+fn with_a_cache_is_without() {
+    let model = model(json!({}));
+    let prompts = prompts();
+    let mut texts = prompts.clone();
+    let mut decoder = Decoder::new(&model, &Frozen, &prompts, 12).unwrap();
+    let mut new = prompts.clone();
+    // Sequences leave at different times, and bring one token or several.
+    for step in 0..5 {
+        let active: Vec<usize> = (0..3).filter(|index| index + step < 5).collect();
+        let pieces: Vec<(usize, &[u32])> = active.iter().map(|&index| (index, &new[index][..])).collect();
+        let logits = values(model.kernels(), &decoder.advance(&pieces).unwrap());
+        for (&index, logits) in active.iter().zip(logits.chunks_exact(29)) {
+            let expected = last_logits(&model, &texts[index]);
+            // The same sums, cut differently.
+            let tolerance = 64.0 * f32::EPSILON * largest(&expected);
+            assert!(largest_difference(logits, &expected) <= tolerance, "step {step}, sequence {index}");
+            new[index] =
+                (0..=step as u32 % 2).map(|i| (7 * step as u32 + 3 * index as u32 + i) % 29).collect();
+            let more = new[index].clone();
+            texts[index].extend(more);
+        }
+    }
+}
+
+#[test]
+fn greedy_takes_the_likeliest_and_together_is_alone() {
+    let model = model(json!({}));
+    let together = run(&model, &prompts(), &greedy(9), 0);
+    for (prompt, text) in prompts().into_iter().zip(&together) {
+        assert_eq!(&run(&model, std::slice::from_ref(&prompt), &greedy(9), 0)[0], text);
+        let mut ids = prompt;
+        for &id in text {
+            let logits = last_logits(&model, &ids);
+            let highest = logits.iter().copied().fold(f32::MIN, f32::max);
+            assert_eq!(logits[id as usize], highest);
+            ids.push(id);
+        }
+    }
+}
+
+#[test]
+fn equal_logits_give_the_lowest_id() {
+    let mut model = model(json!({}));
+    let kernels = model.kernels().clone();
+    let head = model.weight_mut(lora_sb_model::Parameter::Head).unwrap();
+    kernels.write_f32(head, &[0.0; 29 * 13]).unwrap();
+    assert_eq!(run(&model, &prompts(), &greedy(3), 0), vec![vec![0; 3]; 3]);
+}
+
+#[test]
+fn a_stop_id_ends_its_text_alone() {
+    let model = model(json!({}));
+    let free = run(&model, &prompts(), &greedy(9), 0);
+    let stop = free[0][3];
+    let options = Generation { stop: vec![stop, 1000], ..greedy(9) };
+    let mut told = Vec::new();
+    let mut generator = Generator::new(0, Stream::Sampling, 0);
+    let stopped =
+        generate(&model, &Frozen, &prompts(), &options, &mut generator, &mut |i, id| told.push((i, id)))
+            .unwrap();
+    for (free, stopped) in free.iter().zip(&stopped) {
+        let end = free.iter().position(|&id| id == stop).unwrap_or(free.len());
+        assert_eq!(stopped, &free[..end]);
+    }
+    assert!(stopped[0].len() <= 3);
+    assert_eq!(told.len(), stopped.iter().map(Vec::len).sum::<usize>());
+    assert!(told.iter().all(|&(_, id)| id != stop));
+}
+
+#[test]
+fn a_seed_is_a_text() {
+    let model = model(json!({}));
+    let options = random(1.3, Some(20), Some(0.95));
+    let one = run(&model, &prompts(), &options, 5);
+    assert_eq!(one, run(&model, &prompts(), &options, 5));
+    assert_ne!(one, run(&model, &prompts(), &options, 6));
+    assert!(one.iter().all(|text| text.len() == 11));
+}
+
+#[test]
+fn tight_limits_leave_only_the_likeliest() {
+    let model = model(json!({}));
+    let expected = run(&model, &prompts(), &greedy(11), 0);
+    assert_eq!(run(&model, &prompts(), &random(2.0, Some(1), None), 3), expected);
+    assert_eq!(run(&model, &prompts(), &random(2.0, None, Some(1e-9)), 3), expected);
+    assert_eq!(run(&model, &prompts(), &random(1e-4, None, None), 3), expected);
+}
+
+#[test]
+fn draws_follow_the_probabilities() {
+    let model = model(json!({}));
+    let prompt = vec![1, 17, 3];
+    let logits = last_logits(&model, &prompt);
+    let highest = logits.iter().copied().fold(f32::MIN, f32::max);
+    let weights: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit - highest) / 1.5).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let (count, mut drawn) = (4000, vec![0.0; 29]);
+    let options = Generation { max_new_tokens: 1, ..random(1.5, None, None) };
+    for text in run(&model, &vec![prompt; count], &options, 17) {
+        drawn[text[0] as usize] += 1.0;
+    }
+    for (weight, drawn) in weights.iter().zip(drawn) {
+        let p = weight / sum;
+        // Five standard deviations of a binomial, and one draw for the rarest.
+        let bound = 5.0 * (p * (1.0 - p) * count as f64).sqrt() + 1.0;
+        assert!((drawn - p * count as f64).abs() <= bound, "p {p}: {drawn} of {count}");
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    let model = model(json!({}));
+    let failed = |prompts: &[Vec<u32>], options: &Generation| {
+        let mut generator = Generator::new(0, Stream::Sampling, 0);
+        generate(&model, &Frozen, prompts, options, &mut generator, &mut |_, _| {}).unwrap_err().to_string()
+    };
+    for (options, part) in [
+        (random(0.0, None, None), "temperature"),
+        (random(f64::NAN, None, None), "temperature"),
+        (random(1.0, Some(0), None), "top_k"),
+        (random(1.0, None, Some(0.0)), "top_p"),
+        (random(1.0, None, Some(1.5)), "top_p"),
+        (greedy(60), "65 tokens"),
+    ] {
+        assert!(failed(&prompts(), &options).contains(part));
+    }
+    assert!(failed(&[vec![1], vec![]], &greedy(2)).contains("prompt 1"));
+    assert_eq!(run(&model, &prompts(), &greedy(0), 0), vec![Vec::<u32>::new(); 3]);
+    let prompts = prompts();
+    let mut decoder = Decoder::new(&model, &Frozen, &prompts, 1).unwrap();
+    for pieces in [[(3, &[1u32][..])], [(1, &[])], [(1, &[1, 2, 3])]] {
+        assert!(decoder.advance(&pieces).unwrap_err().to_string().contains("sequence"));
+    }
+    assert!(decoder.advance(&[(1, &[1]), (1, &[1])]).is_err());
+}

@@ -1,0 +1,120 @@
+//! The r x r family, LoRA-SB and LoRA-XS: `W = W0 + s B R A`.
+//!
+//! `A [r, in]` and `B [out, r]` are frozen and only `R [r, r]` is trained; the two methods differ in where the
+//! three start, which is [`init`](crate::init)'s business. Trained: r^2 values a site. Kept for backward: the
+//! `[T, r]` product `u`, and nothing of the size `[T, in]`.
+//!
+//! ```text
+//! u = x A^T      h = u R^T      y += s h B^T
+//! v = dy B       dR += s v^T u  dx += s (v R) A
+//! ```
+//!
+//! dR is `s B^T dW A^T` for the weight's gradient `dW = dy^T x`: Lemma 2 of arXiv 2411.19557, with `dy^T x`
+//! never formed.
+
+use std::collections::BTreeMap;
+
+use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
+use lora_sb_model::{LinearHook, Site, SiteSaved};
+
+use super::{Adapter, Factors, Part, Visitor, saved_product};
+
+/// The adapter of one weight `[out, in]`. All tensors are f32.
+#[derive(Debug)]
+pub struct LatentSite {
+    a: Tensor,
+    b: Tensor,
+    r: Tensor,
+    gradient: Tensor,
+}
+
+impl LatentSite {
+    /// An adapter from `a [r, in]`, `b [out, r]` and `r [r, r]`.
+    ///
+    /// # Errors
+    /// Where the device has no room for the gradient.
+    pub fn new(kernels: &dyn Kernels, a: Tensor, b: Tensor, r: Tensor) -> Result<Self> {
+        let gradient = kernels.zeros(r.shape())?;
+        Ok(LatentSite { a, b, r, gradient })
+    }
+}
+
+/// LoRA-SB or LoRA-XS on any number of sites.
+#[derive(Debug)]
+pub struct Latent {
+    scale: f32,
+    sites: BTreeMap<Site, LatentSite>,
+}
+
+impl Latent {
+    /// The adapter of all `sites`, with the scale `s`.
+    pub fn new(scale: f32, sites: BTreeMap<Site, LatentSite>) -> Self {
+        Latent { scale, sites }
+    }
+}
+
+impl LinearHook for Latent {
+    fn forward(&self, kernels: &dyn Kernels, site: Site, x: &Tensor, y: &mut Tensor) -> Result<SiteSaved> {
+        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&site) else { return Ok(SiteSaved(Vec::new())) };
+        let shape = [x.shape()[0], r.shape()[0]]; // [T, r]
+        let (mut u, mut h) = (kernels.empty(&shape)?, kernels.empty(&shape)?);
+        kernels.linear(x, a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
+        kernels.linear(&u, r, 1.0, Accum::Replace, &mut h)?; // h = u R^T
+        kernels.linear(&h, b, self.scale, Accum::Add, y)?; // y += s h B^T
+        Ok(SiteSaved(vec![u]))
+    }
+
+    fn needs_input(&self, _site: Site) -> bool {
+        false
+    }
+
+    fn backward(
+        &mut self,
+        kernels: &dyn Kernels,
+        site: Site,
+        saved: SiteSaved,
+        _x: Option<&Tensor>,
+        dy: &Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
+        let Some(LatentSite { a, b, r, gradient }) = self.sites.get_mut(&site) else { return Ok(()) };
+        let u = saved_product("latent adapter", saved)?;
+        let mut v = kernels.empty(u.shape())?; // [T, r]
+        kernels.linear_input_gradient(dy, b, 1.0, Accum::Replace, &mut v)?; // v = dy B
+        kernels.linear_weight_gradient(&v, &u, self.scale, Accum::Add, gradient)?; // dR += s v^T u
+        let Some(dx) = dx else { return Ok(()) };
+        let mut w = u; // u is spent
+        kernels.linear_input_gradient(&v, r, 1.0, Accum::Replace, &mut w)?; // w = v R
+        kernels.linear_input_gradient(&w, a, self.scale, Accum::Add, dx) // dx += s w A
+    }
+}
+
+impl Adapter for Latent {
+    fn sites(&self) -> Vec<Site> {
+        self.sites.keys().copied().collect()
+    }
+
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> crate::Result<()> {
+        for (&site, state) in &mut self.sites {
+            visitor(site, Part::R, &mut state.r, &mut state.gradient)?;
+        }
+        Ok(())
+    }
+
+    fn trained(&self) -> Vec<(Site, Part, &Tensor)> {
+        self.sites.iter().map(|(&site, state)| (site, Part::R, &state.r)).collect()
+    }
+
+    fn frozen(&self) -> Vec<(Site, Part, &Tensor)> {
+        let parts = self.sites.iter().map(|(&site, state)| [(site, Part::A, &state.a), (site, Part::B, &state.b)]);
+        parts.flatten().collect()
+    }
+
+    /// `A`, and `s B R`.
+    fn fold(&self, kernels: &dyn Kernels, site: Site) -> Result<Option<Factors>> {
+        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&site) else { return Ok(None) };
+        let mut folded = kernels.empty(b.shape())?; // [out, r]
+        kernels.linear_input_gradient(b, r, self.scale, Accum::Replace, &mut folded)?;
+        Ok(Some(Factors { a: kernels.to_owned_f32(a)?, b: folded }))
+    }
+}

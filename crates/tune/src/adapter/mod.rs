@@ -1,0 +1,102 @@
+//! Adapters: what is added to a linear layer's output, and how its gradients are taken.
+//!
+//! An adapter holds its tensors for all sites and is a [`LinearHook`] of the model: at each adapted site it adds
+//! its part to `y [T, out]` on the way forward and to `dx [T, in]` on the way back, and adds up the gradients of
+//! what it trains. One file a method; each begins with its update, its source and its parameter count.
+
+pub mod full;
+pub mod latent;
+pub mod lora;
+
+use std::fmt::Debug;
+
+use lora_sb_kernels::{Accum, Error, Kernels, Result, Tensor};
+use lora_sb_model::{LinearHook, Site, SiteSaved};
+
+/// One tensor of an adapter at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// `A [r, in]`.
+    A,
+    /// `B [out, r]`.
+    B,
+    /// `R [r, r]`.
+    R,
+}
+
+impl Part {
+    /// The name after the module's in files and for the optimizer.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::A => "lora_A",
+            Part::B => "lora_B",
+            Part::R => "lora_R",
+        }
+    }
+
+    /// The shape at a weight `[out, input]`.
+    pub fn shape(self, rank: usize, (out, input): (usize, usize)) -> [usize; 2] {
+        match self {
+            Part::A => [rank, input],
+            Part::B => [out, rank],
+            Part::R => [rank, rank],
+        }
+    }
+}
+
+/// A plain LoRA of the same effect with scale 1: the update of the weight is `b a`.
+#[derive(Debug)]
+pub struct Factors {
+    /// `[r, in]`, f32.
+    pub a: Tensor,
+    /// `[out, r]`, f32, with the scale (and R, where there is one) folded in.
+    pub b: Tensor,
+}
+
+/// What the optimizer sees of one tensor: its site, its part, its value and its gradient.
+pub type Visitor<'a> = dyn FnMut(Site, Part, &mut Tensor, &mut Tensor) -> crate::Result<()> + 'a;
+
+/// An adapter of a whole model.
+pub trait Adapter: LinearHook + Debug + Send + Sync {
+    /// The adapted sites, in the order of the forward pass.
+    fn sites(&self) -> Vec<Site>;
+
+    /// Visits every trained tensor with its gradient, sites in order.
+    ///
+    /// # Errors
+    /// What the visitor returns.
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> crate::Result<()>;
+
+    /// The tensors that are trained, in the order of [`visit`](Adapter::visit).
+    fn trained(&self) -> Vec<(Site, Part, &Tensor)>;
+
+    /// The tensors that never change after the initialisation.
+    fn frozen(&self) -> Vec<(Site, Part, &Tensor)>;
+
+    /// The plain LoRA of the same effect at a site; `None` where the site is not adapted.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn fold(&self, kernels: &dyn Kernels, site: Site) -> Result<Option<Factors>>;
+
+    /// What is added to the weight at a site, `[out, in]` in f32; `None` where the site is not adapted.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn delta(&self, kernels: &dyn Kernels, site: Site) -> Result<Option<Tensor>> {
+        let Some(Factors { a, b }) = self.fold(kernels, site)? else { return Ok(None) };
+        let mut delta = kernels.empty(&[b.shape()[0], a.shape()[1]])?; // [out, in]
+        kernels.linear_input_gradient(&b, &a, 1.0, Accum::Replace, &mut delta)?; // b a
+        Ok(Some(delta))
+    }
+}
+
+/// The one product `[T, r]` that an adapter's forward saved.
+fn saved_product(op: &'static str, saved: SiteSaved) -> Result<Tensor> {
+    let [product] = saved.0.try_into().map_err(|_| missing(op, "what its forward saved"))?;
+    Ok(product)
+}
+
+fn missing(op: &'static str, what: &str) -> Error {
+    Error::Value { op, message: format!("backward needs {what}, which was not handed in") }
+}

@@ -1,0 +1,114 @@
+//! The native adapter directory: everything that was trained and frozen, exactly as it is in memory.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `adapter.safetensors` | f32 tensors `<module>.lora_A [r, in]`, `.lora_B [out, r]`, `.lora_R [r, r]` |
+//! | `adapter.json` | the adapter's settings and the base model it belongs to; written last |
+//!
+//! Loading accepts exactly the tensors that the settings ask for, and only on the base they were trained on: an
+//! adapter that is quietly half loaded is worse than none.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lora_sb_kernels::Tensor;
+use lora_sb_model::{Model, SaveType, WeightFile};
+use serde::{Deserialize, Serialize};
+
+use super::files::{self, Entry, Names};
+use crate::tuned::Restoring;
+use crate::{AdapterConfig, Error, Result, Tuned};
+
+const NAMES: Names = Names { tensors: "adapter.safetensors", manifest: "adapter.json" };
+
+/// The version of the directory's layout.
+pub const VERSION: u32 = 1;
+
+/// What `adapter.json` says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The layout's version, [`VERSION`].
+    pub version: u32,
+    /// The base model.
+    pub base: Base,
+    /// The adapter's settings.
+    pub adapter: AdapterConfig,
+}
+
+/// The model that an adapter belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Where it was loaded from, as the user wrote it.
+    pub name_or_path: String,
+    /// [`Model::fingerprint`].
+    pub fingerprint: String,
+}
+
+/// Writes an adapter; `base` is where its model was loaded from.
+///
+/// # Errors
+/// Full fine-tuning, which has no adapter; a directory that cannot be written.
+pub fn save(dir: &Path, tuned: &Tuned, base: &str) -> Result<()> {
+    let config = adapter_config(tuned)?;
+    let fingerprint = tuned.model.fingerprint()?;
+    let metadata = BTreeMap::from([
+        ("base_fingerprint".to_owned(), fingerprint.clone()),
+        ("lora_alpha".to_owned(), config.lora_alpha.to_string()),
+        ("method".to_owned(), config.method.to_string()),
+        ("rank".to_owned(), config.rank.to_string()),
+        ("version".to_owned(), VERSION.to_string()),
+    ]);
+    let kernels = tuned.model.kernels();
+    let mut tensors: Vec<(String, &Tensor)> = tuned.frozen_tensors();
+    tensors.extend(tuned.trained_tensors());
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut entries: Vec<Entry<'_>> = Vec::new();
+    for (name, tensor) in tensors {
+        entries.push((name, tensor.shape().to_vec(), Box::new(|| Ok(kernels.to_f32(tensor)?))));
+    }
+    let base = Base { name_or_path: base.into(), fingerprint };
+    let manifest = Manifest { version: VERSION, base, adapter: config.clone() };
+    files::write(dir, &NAMES, entries, &metadata, SaveType::F32, &manifest)
+}
+
+/// Reads what a directory holds, without its tensors.
+///
+/// # Errors
+/// A directory without `adapter.json`, a broken one, or another version.
+pub fn manifest(dir: &Path) -> Result<Manifest> {
+    let manifest: Manifest = files::read_manifest(dir, NAMES.manifest)?;
+    if manifest.version != VERSION {
+        return Err(Error::File {
+            path: dir.join(NAMES.manifest),
+            message: format!("version: expected {VERSION}, found {}", manifest.version),
+            hint: Some("use the release of this program that wrote it".into()),
+        });
+    }
+    Ok(manifest)
+}
+
+/// Puts a saved adapter on its base model.
+///
+/// # Errors
+/// Another base model; a tensor that is missing, too many, or of another shape; files that cannot be read.
+pub fn load(dir: &Path, model: Model) -> Result<Tuned> {
+    let Manifest { base, adapter, .. } = manifest(dir)?;
+    let found = model.fingerprint()?;
+    if base.fingerprint != found {
+        return Err(Error::BaseMismatch { path: dir.into(), expected: base.fingerprint, found });
+    }
+    let file = WeightFile::open(&dir.join(NAMES.tensors))?;
+    let tensors = files::read_tensors(&file, model.kernels().as_ref())?;
+    Restoring { origin: file.file(), tensors }.restore(model, &adapter)
+}
+
+/// The settings of an adapter; an error where there is none.
+pub(super) fn adapter_config(tuned: &Tuned) -> Result<&AdapterConfig> {
+    tuned.config().ok_or_else(|| Error::Config {
+        name: "method".into(),
+        expected: "a method with an adapter; full fine-tuning is written as a model".into(),
+        found: tuned.method().to_string(),
+    })
+}

@@ -1,0 +1,38 @@
+//! What a run will take, before its first step: parameters, and memory.
+
+mod memory;
+mod parameters;
+
+use lora_sb_data::Example;
+
+pub use self::memory::{BatchSize, MemoryPlan, MemoryRequest, PROCESS_OVERHEAD};
+pub use self::parameters::ParameterReport;
+
+use crate::train::Cursor;
+use crate::{Result, TrainConfig};
+
+/// The largest micro-batch that a run over `examples` will meet. The order of the examples is known from the
+/// seed, so this is no bound: it is the one.
+///
+/// # Errors
+/// Settings out of range; no example.
+pub fn largest_micro_batch(examples: &[Example], config: &TrainConfig) -> Result<BatchSize> {
+    config.validate()?;
+    let mut cursor = Cursor::new(examples.len(), config)?;
+    let mut largest = BatchSize::default();
+    for step in 0..config.total_steps(examples.len()) {
+        for chunk in cursor.step(step).indices.chunks(config.per_device_train_batch_size) {
+            largest.include(chunk.iter().map(|&index| &examples[index]));
+        }
+    }
+    Ok(largest)
+}
+
+/// The largest batch of an evaluation.
+pub fn largest_eval_batch(examples: &[Example], config: &TrainConfig) -> BatchSize {
+    let mut largest = BatchSize::default();
+    for chunk in examples.chunks(config.per_device_eval_batch_size.max(1)) {
+        largest.include(chunk);
+    }
+    largest
+}

@@ -1,0 +1,159 @@
+//! Which linear layers are adapted.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use lora_sb_model::{Model, Site};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The linear layers that an adapter sits on, in PEFT's words: `"all-linear"` or a list of names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub enum Targets {
+    /// Every linear layer of the blocks; the output head is not one of them.
+    AllLinear,
+    /// A module is taken where its full name is in the list or ends with `.` and a name of the list.
+    Names(Vec<String>),
+}
+
+const ALL_LINEAR: &str = "all-linear";
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Word(String),
+    Names(Vec<String>),
+}
+
+impl TryFrom<Written> for Targets {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Word(word) if word == ALL_LINEAR => Ok(Targets::AllLinear),
+            Written::Word(word) => Err(format!("expected \"{ALL_LINEAR}\" or a list of names, found {word:?}")),
+            Written::Names(names) => Ok(Targets::Names(names)),
+        }
+    }
+}
+
+impl From<Targets> for Written {
+    fn from(targets: Targets) -> Self {
+        match targets {
+            Targets::AllLinear => Written::Word(ALL_LINEAR.into()),
+            Targets::Names(names) => Written::Names(names),
+        }
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Targets::AllLinear => f.write_str(ALL_LINEAR),
+            Targets::Names(names) => f.write_str(&names.join(",")),
+        }
+    }
+}
+
+impl Targets {
+    /// Reads `all-linear`, or names separated by commas.
+    pub fn parse(text: &str) -> Self {
+        match text.trim() {
+            ALL_LINEAR => Targets::AllLinear,
+            names => Targets::Names(
+                names.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+            ),
+        }
+    }
+
+    /// The sites that are named, in the order of the forward pass.
+    ///
+    /// # Errors
+    /// A name that matches no linear layer, with the near matches; an empty list.
+    pub fn resolve(&self, model: &Model) -> Result<Vec<Site>> {
+        let modules: Vec<(Site, String)> =
+            model.sites().into_iter().map(|site| (site, model.module(site))).collect();
+        let Targets::Names(names) = self else {
+            return Ok(modules.into_iter().map(|(site, _)| site).collect());
+        };
+        if names.is_empty() {
+            let (expected, found) = ("at least one name".into(), "an empty list".into());
+            return Err(Error::Config { name: "target_modules".into(), expected, found });
+        }
+        for name in names {
+            if !modules.iter().any(|(_, module)| matches(name, module)) {
+                return Err(unknown(name, &modules));
+            }
+        }
+        let wanted = |module: &str| names.iter().any(|name| matches(name, module));
+        Ok(modules.into_iter().filter(|(_, module)| wanted(module)).map(|(site, _)| site).collect())
+    }
+
+    /// The shortest list that names exactly `sites`: last names where every layer is taken, full names where
+    /// some are left out.
+    pub(crate) fn naming(model: &Model, sites: &[Site]) -> Vec<String> {
+        let taken: BTreeSet<Site> = sites.iter().copied().collect();
+        let all = model.sites();
+        let mut names = BTreeSet::new();
+        for &site in sites {
+            let module = model.module(site);
+            let last = last_name(&module).to_owned();
+            let everywhere = all.iter().filter(|other| last_name(&model.module(**other)) == last);
+            let complete = everywhere.into_iter().all(|other| taken.contains(other));
+            names.insert(if complete { last } else { module });
+        }
+        names.into_iter().collect()
+    }
+}
+
+/// PEFT's rule.
+fn matches(name: &str, module: &str) -> bool {
+    module == name || module.strip_suffix(name).is_some_and(|path| path.ends_with('.'))
+}
+
+fn last_name(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+fn unknown(name: &str, modules: &[(Site, String)]) -> Error {
+    let depth = name.split('.').count();
+    let mut candidates = BTreeSet::new();
+    let mut known = Vec::new();
+    for (_, module) in modules {
+        let parts: Vec<&str> = module.split('.').collect();
+        candidates.insert(parts[parts.len().saturating_sub(depth)..].join("."));
+        candidates.insert(last_name(module).to_owned());
+        if !known.iter().any(|other| other == last_name(module)) {
+            known.push(last_name(module).to_owned());
+        }
+    }
+    let allowed = (name.len() / 3).max(2);
+    let mut near: Vec<(usize, String)> = candidates
+        .into_iter()
+        .map(|candidate| (edit_distance(&name.to_ascii_lowercase(), &candidate), candidate))
+        .filter(|(distance, _)| *distance <= allowed)
+        .collect();
+    near.sort();
+    let nearest = near.first().map_or(0, |(distance, _)| *distance);
+    near.retain(|(distance, _)| *distance <= nearest + 1);
+    near.truncate(3);
+    Error::UnknownTarget { name: name.into(), near: near.into_iter().map(|(_, name)| name).collect(), known }
+}
+
+/// Levenshtein's distance: the fewest insertions, deletions and replacements of a character.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,124 @@
+//! What a run tells whoever watches it.
+
+use std::path::PathBuf;
+
+use crate::run::Best;
+
+/// Receives the events of a run, in their order.
+pub trait Observer {
+    /// Called on the thread that trains.
+    fn event(&mut self, event: &Event);
+}
+
+/// Something that happened in a run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Before anything is computed.
+    Started {
+        /// Optimizer steps of the whole run.
+        total_steps: usize,
+        /// Optimizer steps of one epoch.
+        steps_per_epoch: usize,
+        /// Optimizer steps that a checkpoint has brought.
+        finished_steps: usize,
+        /// Steps of the warm-up.
+        warmup_steps: usize,
+        /// Examples to train on.
+        train_examples: usize,
+        /// Held-out examples.
+        validation_examples: usize,
+        /// Values that the optimizer changes.
+        trained_parameters: usize,
+    },
+    /// An optimizer step.
+    Step(StepReport),
+    /// An evaluation.
+    Evaluated {
+        /// Optimizer steps finished.
+        step: usize,
+        /// The mean held-out loss.
+        eval_loss: f64,
+        /// Labelled tokens that it was taken over.
+        trained_tokens: u64,
+        /// Whether it is the lowest of the run so far.
+        best: bool,
+        /// Time that it took.
+        seconds: f64,
+    },
+    /// A checkpoint.
+    Saved {
+        /// Optimizer steps finished.
+        step: usize,
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// Something could not be written; it is tried again.
+    SaveFailed {
+        /// Optimizer steps finished.
+        step: usize,
+        /// The reason.
+        message: String,
+    },
+    /// The end, also where the run was stopped.
+    Finished(Summary),
+}
+
+/// An optimizer step in numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Optimizer steps finished, this one counted.
+    pub step: usize,
+    /// Optimizer steps of the whole run.
+    pub total_steps: usize,
+    /// Passes over the training examples finished, as a fraction.
+    pub epoch: f64,
+    /// Mean loss of the step's labelled tokens, before the step.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Global norm of the gradients, before clipping.
+    pub grad_norm: f64,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Those of them that are in the loss.
+    pub trained_tokens: usize,
+    /// Time that the step took.
+    pub seconds: f64,
+    /// Tokens of the step over its time; 0 where no time passed.
+    pub tokens_per_second: f64,
+    /// Time that the remaining steps will take at the mean speed of this session's steps.
+    pub remaining_seconds: f64,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// Optimizer steps finished.
+    pub step: usize,
+    /// Optimizer steps of the whole run.
+    pub total_steps: usize,
+    /// Whether it was stopped before its last step.
+    pub stopped: bool,
+    /// Held-out loss before the first step.
+    pub first_eval_loss: Option<f64>,
+    /// Held-out loss at the last evaluation.
+    pub last_eval: Option<Best>,
+    /// The lowest held-out loss.
+    pub best: Option<Best>,
+    /// Tokens seen in the whole run.
+    pub tokens: u64,
+    /// Those of them that were in the loss.
+    pub trained_tokens: u64,
+    /// Time of this session.
+    pub seconds: f64,
+    /// The last checkpoint.
+    pub checkpoint: PathBuf,
+    /// The checkpoint with the lowest held-out loss.
+    pub best_checkpoint: Option<PathBuf>,
+    /// The native adapter after the last step; `None` for full fine-tuning.
+    pub adapter: Option<PathBuf>,
+    /// The native adapter with the lowest held-out loss, where there is held-out data.
+    pub best_adapter: Option<PathBuf>,
+    /// What could not be written at first; all of it was written in the end.
+    pub failures: Vec<String>,
+}

@@ -1,0 +1,275 @@
+//! Laws of the initialisation: the streamed gradient, and the factors made of it.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::*;
+use lora_sb_data::Example;
+use lora_sb_kernels::{Kernels, Memory, Tensor};
+use lora_sb_model::{Batch, Frozen, Parameter, Projection, Recompute, Sequence, Site};
+use lora_sb_tune::adapter::full;
+use lora_sb_tune::init::{Estimate, InitProgress, stream_gradients};
+use lora_sb_tune::{AdapterConfig, Convention, InitConfig, Method, Targets, Tuned};
+use nalgebra::DMatrix;
+
+const CONVENTIONS: [Convention; 2] = [Convention::PerSample, Convention::Reference { batch_size: 3 }];
+
+fn init(convention: Convention, max_tokens: usize) -> InitConfig {
+    InitConfig { samples: 7, convention, eta: 1e-2, max_tokens }
+}
+
+fn streamed(examples: &[Example], init: &InitConfig, sites: &[Site]) -> (BTreeMap<Site, Vec<f32>>, Estimate) {
+    let model = tiny_model(2);
+    let mut all = BTreeMap::new();
+    let mut each = |site, gradient: Tensor| {
+        all.insert(site, model.kernels().to_f32(&gradient)?);
+        Ok(())
+    };
+    let estimate = stream_gradients(&model, sites, examples, init, &mut |_| (), &mut each).unwrap();
+    (all, estimate)
+}
+
+/// One batch of everything through the ordinary gradients of all weights, with the weights of `token_weight`.
+fn at_once(examples: &[Example], token_weight: &[f64]) -> BTreeMap<Site, Vec<f32>> {
+    let model = tiny_model(2);
+    let kernels = model.kernels().as_ref();
+    let sequence = |(example, weight): (&'_ Example, &f64)| -> Sequence<'_> {
+        // Lifetimes of a closure's return value need the annotation.
+        Sequence { ids: unbound(&example.ids), trained: unbound(&example.trained), weight: *weight as f32 }
+    };
+    let sequences: Vec<Sequence<'_>> = examples.iter().zip(token_weight).map(sequence).collect();
+    let batch = Batch::pack(kernels, &sequences).unwrap();
+    let mut gradients = full::gradients(&model).unwrap();
+    model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None).unwrap();
+    let sites = model.sites().into_iter();
+    sites.map(|site| (site, kernels.to_f32(&gradients[&Parameter::Weight(site)]).unwrap())).collect()
+}
+
+fn unbound<T>(values: &[T]) -> &[T] {
+    values
+}
+
+fn assert_all_near(found: &BTreeMap<Site, Vec<f32>>, expected: &BTreeMap<Site, Vec<f32>>) {
+    assert_eq!(found.len(), expected.len());
+    for (site, expected) in expected {
+        assert!(largest(expected) > 0.0, "{site}");
+        // Sums over 80 tokens of products that went through two blocks.
+        assert_near(&site.to_string(), &found[site], expected, rounding(80 * 23));
+    }
+}
+
+#[test]
+fn law_streamed_gradient_is_the_full_gradient() {
+    let sites = tiny_model(2).sites();
+    let examples = tiny_examples(7);
+    let labelled: Vec<f64> = examples.iter().map(|example| example.trained_tokens() as f64).collect();
+    // Every sample's own mean, summed.
+    let weights: Vec<f64> = labelled.iter().map(|labelled| 1.0 / labelled).collect();
+    let (found, estimate) = streamed(&examples, &init(Convention::PerSample, 1000), &sites);
+    assert_all_near(&found, &at_once(&examples, &weights));
+    assert_eq!(estimate.labelled_tokens as f64, labelled.iter().sum::<f64>());
+
+    // Batches of 3, 3 and 1: the batch's mean, divided by its samples.
+    let batch = |index: usize| &labelled[index / 3 * 3..(index / 3 * 3 + 3).min(7)];
+    let weight = |index| 1.0 / (batch(index).iter().sum::<f64>() * batch(index).len() as f64);
+    let weights: Vec<f64> = (0..7).map(weight).collect();
+    let (found, _) = streamed(&examples, &init(Convention::Reference { batch_size: 3 }, 1000), &sites);
+    assert_all_near(&found, &at_once(&examples, &weights));
+}
+
+#[test]
+fn law_micro_batches_of_the_estimate_do_not_matter() {
+    let sites = tiny_model(2).sites();
+    let examples = tiny_examples(7);
+    for convention in CONVENTIONS {
+        let (whole, one) = streamed(&examples, &init(convention, 1000), &sites);
+        for max_tokens in [1, 13, 31] {
+            let (found, other) = streamed(&examples, &init(convention, max_tokens), &sites);
+            assert_all_near(&found, &whole);
+            assert!((one.loss - other.loss).abs() <= 1e-5 * one.loss);
+            assert_eq!((one.samples, one.tokens), (other.samples, other.tokens));
+        }
+    }
+}
+
+#[test]
+fn law_one_sample_makes_both_conventions_alike() {
+    let sites = tiny_model(2).sites();
+    let examples = tiny_examples(1);
+    let (per_sample, _) = streamed(&examples, &init(Convention::PerSample, 100), &sites);
+    let (reference, _) = streamed(&examples, &init(Convention::Reference { batch_size: 1 }, 100), &sites);
+    assert_eq!(per_sample, reference);
+}
+
+#[test]
+fn law_samples_without_labels_are_skipped_and_counted() {
+    let sites = tiny_model(2).sites();
+    let examples = tiny_examples(4);
+    let (expected, _) = streamed(&examples, &init(Convention::PerSample, 50), &sites);
+    let mut mixed = examples.clone();
+    mixed.insert(1, example(&[3, 1, 4], &[false; 3]));
+    // The first token is predicted by nothing.
+    mixed.push(example(&[7], &[true]));
+    let (found, estimate) = streamed(&mixed, &init(Convention::PerSample, 50), &sites);
+    assert_eq!(found, expected);
+    assert_eq!((estimate.samples, estimate.skipped), (4, 2));
+}
+
+#[test]
+fn law_only_the_targets_are_estimated() {
+    let examples = tiny_examples(5);
+    let (all, _) = streamed(&examples, &init(Convention::PerSample, 50), &tiny_model(2).sites());
+    // Nothing in the first block: the backward pass ends above it.
+    for some in [vec![Projection::Down.of(1)], vec![Projection::Query.of(0), Projection::Up.of(1)]] {
+        let (found, _) = streamed(&examples, &init(Convention::PerSample, 50), &some);
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), some);
+        for (site, gradient) in &found {
+            assert_eq!(gradient, &all[site], "{site}");
+        }
+    }
+}
+
+#[test]
+fn law_bases_are_orthonormal() {
+    let tuned = Tuned::adapt(tiny_model(2), &config(Method::LoraSb), &tiny_examples(6), &mut |_| ()).unwrap();
+    for (name, frozen) in tuned.frozen_tensors() {
+        let values = tuned.model.kernels().to_f32(frozen).unwrap();
+        let matrix = dense(&values, frozen.shape());
+        // A has orthonormal rows, B orthonormal columns.
+        let product = if name.ends_with("lora_A") { &matrix * matrix.transpose() } else { matrix.transpose() * &matrix };
+        let off = (product - DMatrix::identity(5, 5)).amax();
+        assert!(off <= 1e-5, "{name}: {off:.2e}");
+    }
+}
+
+fn dense(values: &[f32], shape: &[usize]) -> DMatrix<f64> {
+    DMatrix::from_row_iterator(shape[0], shape[1], values.iter().map(|value| f64::from(*value)))
+}
+
+#[test]
+fn law_the_start_is_the_best_approximation_of_the_update() {
+    for scale in [1.0, 0.25] {
+        let config = AdapterConfig { lora_alpha: 5.0 * scale, ..config(Method::LoraSb) };
+        let examples = tiny_examples(6);
+        let tuned = Tuned::adapt(tiny_model(2), &config, &examples, &mut |_| ()).unwrap();
+        let (gradients, _) = streamed(&examples, &config.init, &tuned.model.sites());
+        for (site, gradient) in gradients {
+            let (out, input) = tuned.model.shape(site);
+            let update: Vec<f32> = gradient.iter().map(|g| -config.init.eta as f32 * g.signum()).collect();
+            let update = dense(&update, &[out, input]);
+            let svd = update.clone().svd(true, true);
+            let values = svd.singular_values.as_slice();
+            let adapter = tuned.adapter().unwrap();
+            let delta = adapter.delta(tuned.model.kernels().as_ref(), site).unwrap().unwrap();
+            let delta = dense(&tuned.model.kernels().to_f32(&delta).unwrap(), &[out, input]);
+            // Eckart and Young: no matrix of rank r is nearer than the root of the squares left over.
+            let left: f64 = values[5..].iter().map(|value| value * value).sum();
+            let distance = (&update - &delta).norm_squared();
+            assert!((distance - left).abs() <= 1e-4 * left, "{site} at s = {scale}: {distance} for {left}");
+            let r = tensor(&tuned, &format!("{}.lora_R", tuned.model.module(site)));
+            for (index, value) in r.iter().enumerate() {
+                let expected = if index % 6 == 0 { values[index / 6] / scale } else { 0.0 };
+                assert!((f64::from(*value) - expected).abs() <= 1e-4 * values[0] / scale, "{site}: R[{index}]");
+            }
+        }
+    }
+}
+
+#[test]
+fn law_xs_bases_are_the_weights_own() {
+    let mut tuned = Tuned::adapt(tiny_model(2), &config(Method::LoraXs), &[], &mut |_| ()).unwrap();
+    let kernels = tuned.model.kernels().clone();
+    for site in tuned.model.sites() {
+        let module = tuned.model.module(site);
+        let r = tensor(&tuned, &format!("{module}.lora_R"));
+        assert!(largest(&r) > 0.0 && largest(&r) < 1e-4, "{module}: R ~ N(0, 1e-5^2)");
+        let one: Vec<f32> = (0..25).map(|at| f32::from(at % 6 == 0)).collect();
+        set(&mut tuned, &format!("{module}.lora_R"), &one);
+        let delta = tuned.adapter().unwrap().delta(kernels.as_ref(), site).unwrap().unwrap();
+        let shape = delta.shape().to_vec();
+        let delta = dense(&kernels.to_f32(&delta).unwrap(), &shape);
+        let weight = tuned.model.weight(Parameter::Weight(site)).unwrap();
+        let weight = dense(&kernels.to_f32(weight).unwrap(), &shape);
+        let values = weight.clone().svd(false, false).singular_values;
+        let left: f64 = values.as_slice()[5..].iter().map(|value| value * value).sum();
+        let distance = (&weight - &delta).norm_squared();
+        assert!((distance - left).abs() <= 1e-4 * left, "{module}: {distance} for {left}");
+    }
+}
+
+#[test]
+fn law_lora_starts_at_the_base() {
+    let tuned = Tuned::adapt(tiny_model(2), &config(Method::Lora), &[], &mut |_| ()).unwrap();
+    for (name, trained) in tuned.trained_tensors() {
+        let values = tuned.model.kernels().to_f32(trained).unwrap();
+        if name.ends_with("lora_B") {
+            assert_eq!(largest(&values), 0.0, "{name}");
+        } else {
+            let bound = 1.0 / (trained.shape()[1] as f64).sqrt();
+            assert!(largest(&values) <= bound && largest(&values) > 0.8 * bound, "{name}");
+        }
+    }
+}
+
+#[test]
+fn law_the_seed_decides_every_bit_and_targets_do_not_shift_each_other() {
+    for method in [Method::LoraSb, Method::LoraXs, Method::Lora] {
+        let make = |targets: Targets, seed| {
+            let config = AdapterConfig { target_modules: targets, seed, ..config(method) };
+            Tuned::adapt(tiny_model(2), &config, &tiny_examples(6), &mut |_| ()).unwrap()
+        };
+        let all = make(Targets::AllLinear, 3);
+        let some = make(Targets::parse("down_proj, v_proj"), 3);
+        assert_eq!(some.adapter().unwrap().sites().len(), 4);
+        for (name, _) in some.trained_tensors().into_iter().chain(some.frozen_tensors()) {
+            assert_eq!(tensor(&some, &name), tensor(&all, &name), "{method} {name}");
+        }
+        if method != Method::LoraSb {
+            let other = make(Targets::AllLinear, 4);
+            let (name, _) = &all.trained_tensors()[0];
+            assert_ne!(tensor(&all, name), tensor(&other, name), "{method}");
+        }
+    }
+}
+
+#[test]
+fn law_selected_samples_are_distinct_and_in_order() {
+    let config = InitConfig { samples: 5, ..init(Convention::PerSample, 1) };
+    let chosen = config.select(17, 9);
+    assert_eq!(chosen.len(), 5);
+    assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]) && chosen[4] < 17);
+    assert_ne!(chosen, config.select(17, 10));
+    assert_eq!(config.select(3, 9), [0, 1, 2]);
+}
+
+#[test]
+fn law_progress_is_reported_to_the_end() {
+    let mut seen = Vec::new();
+    let tuned =
+        Tuned::adapt(tiny_model(2), &config(Method::LoraSb), &tiny_examples(6), &mut |progress| seen.push(progress));
+    let report = tuned.unwrap().init_report().cloned().unwrap();
+    assert_eq!((report.estimate.samples, report.estimate.skipped), (6, 0));
+    assert!(report.unconverged.is_empty());
+    assert!(seen.contains(&InitProgress::Forward { samples: 6, of: 6 }));
+    assert_eq!(seen.last(), Some(&InitProgress::Factorised { sites: 14, of: 14 }));
+}
+
+/// One more block may cost its kept input, but no gradient that stays.
+#[test]
+fn law_memory_of_the_estimate_grows_by_block_inputs_alone() {
+    let examples = tiny_examples(7);
+    let tokens: usize = examples.iter().map(|example| example.ids.len()).sum();
+    let peak = |layers: usize| {
+        let model = tiny_model(layers);
+        let kernels = model.kernels();
+        let before = kernels.usage().live_bytes;
+        kernels.reset_peak();
+        let init = init(Convention::PerSample, 16);
+        stream_gradients(&model, &model.sites(), &examples, &init, &mut |_| (), &mut |_, _| Ok(())).unwrap();
+        (kernels.usage().peak_bytes - before) as f64
+    };
+    let grown = (peak(9) - peak(3)) / 6.0;
+    let input = (tokens * 18 * 4) as f64;
+    assert!(grown <= 1.01 * input, "a block costs {grown} bytes, its inputs are {input}");
+}

@@ -4,17 +4,17 @@
 //! `cargo run --release -p lora-sb-tune --example step_bench -- --model=DIR --rank=64 --batch=4 --length=256`
 //! prints one JSON line. The bases are random: a step costs the same whatever they hold.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use common::{Anything, options, peak_rss_mb, row};
 use lora_sb_kernels::{AdamWStep, Cpu, Generator, Kernels, Stream, Tensor};
 use lora_sb_model::{Batch, Model, Recompute, Sequence, Storage};
 use lora_sb_tune::{AdapterConfig, InitConfig, Method, Targets, Tuned};
-
-type Anything = Box<dyn Error>;
 
 fn main() -> Result<(), Anything> {
     let start = Instant::now();
@@ -34,7 +34,7 @@ fn main() -> Result<(), Anything> {
     for step in 0..warmup + steps {
         let begun = Instant::now();
         let rows: Vec<Vec<u32>> =
-            (0..batch).map(|b| row(step * batch + b, length, tuned.model.config().vocab_size)).collect();
+            (0..batch).map(|b| row(0, step * batch + b, length, tuned.model.config().vocab_size)).collect();
         let trained = vec![true; length];
         let weight = 1.0 / (batch * (length - 1)) as f32;
         let sequences: Vec<Sequence<'_>> =
@@ -66,15 +66,6 @@ fn main() -> Result<(), Anything> {
     Ok(())
 }
 
-fn options() -> Result<BTreeMap<String, String>, Anything> {
-    let option = |argument: String| {
-        let named = argument.strip_prefix("--").and_then(|rest| rest.split_once('='));
-        let (name, value) = named.ok_or_else(|| format!("{argument}: expected --name=value"))?;
-        Ok((name.to_owned(), value.to_owned()))
-    };
-    std::env::args().skip(1).map(option).collect()
-}
-
 /// LoRA-SB's adapter with random bases on all linear layers.
 fn adapt(model: Model, kernels: &dyn Kernels, rank: usize) -> Result<Tuned, Anything> {
     let mut generator = Generator::new(1, Stream::Adapter, 0);
@@ -83,7 +74,10 @@ fn adapt(model: Model, kernels: &dyn Kernels, rank: usize) -> Result<Tuned, Anyt
         let (out, input) = model.shape(site);
         for (part, shape) in [("A", [rank, input]), ("B", [out, rank]), ("R", [rank, rank])] {
             let mut values = vec![0.0; shape[0] * shape[1]];
-            generator.normal(if part == "R" { 1e-5 } else { (shape[0].max(shape[1]) as f32).powf(-0.5) }, &mut values);
+            generator.normal(
+                if part == "R" { 1e-5 } else { (shape[0].max(shape[1]) as f32).powf(-0.5) },
+                &mut values,
+            );
             tensors.insert(format!("{}.lora_{part}", model.module(site)), kernels.from_f32(&values, &shape)?);
         }
     }
@@ -124,22 +118,4 @@ fn update(
         Ok(kernels.fill(0.0, gradient)?)
     })?;
     Ok(())
-}
-
-/// Row `number` of the token stream: `5 + splitmix64(number * length + t) mod (vocabulary - 5)`.
-fn row(number: usize, length: usize, vocabulary: usize) -> Vec<u32> {
-    let id = |t: usize| {
-        let mut z = ((number * length + t) as u64).wrapping_add(0x9E37_79B9_7F4A_7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        5 + ((z ^ (z >> 31)) % (vocabulary as u64 - 5)) as u32
-    };
-    (0..length).map(id).collect()
-}
-
-/// The largest resident set of this process, in MiB; 0 where the system does not tell.
-fn peak_rss_mb() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
 }

@@ -110,14 +110,20 @@ impl TrainConfig {
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         let share = |value: f64| (0.0..1.0).contains(&value);
         let number = |name, value: f64, valid: bool, expected| (name, value.to_string(), valid, expected);
-        let count = |name, value: usize, least: usize, expected| (name, value.to_string(), value >= least, expected);
+        let count =
+            |name, value: usize, least: usize, expected| (name, value.to_string(), value >= least, expected);
         let optional = |name, value: Option<usize>| {
             (name, value.unwrap_or(1).to_string(), value != Some(0), "at least 1, or left out")
         };
         let rules = [
             number("learning_rate", self.learning_rate, positive(self.learning_rate), "a positive number"),
             number("warmup_ratio", self.warmup_ratio, share(self.warmup_ratio), "at least 0 and below 1"),
-            number("weight_decay", self.weight_decay, not_negative(self.weight_decay), "a number of at least 0"),
+            number(
+                "weight_decay",
+                self.weight_decay,
+                not_negative(self.weight_decay),
+                "a number of at least 0",
+            ),
             number("adam_beta1", self.adam_beta1, share(self.adam_beta1), "at least 0 and below 1"),
             number("adam_beta2", self.adam_beta2, share(self.adam_beta2), "at least 0 and below 1"),
             number("adam_epsilon", self.adam_epsilon, positive(self.adam_epsilon), "a positive number"),
@@ -130,7 +136,12 @@ impl TrainConfig {
             count("per_device_train_batch_size", self.per_device_train_batch_size, 1, "at least 1"),
             count("per_device_eval_batch_size", self.per_device_eval_batch_size, 1, "at least 1"),
             count("gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "at least 1"),
-            number("num_train_epochs", self.num_train_epochs, positive(self.num_train_epochs), "a positive number"),
+            number(
+                "num_train_epochs",
+                self.num_train_epochs,
+                positive(self.num_train_epochs),
+                "a positive number",
+            ),
             optional("max_steps", self.max_steps),
             count("max_length", self.max_length, 2, "at least 2 (nothing predicts the first token)"),
             optional("save_total_limit", self.save_total_limit),
@@ -181,7 +192,12 @@ impl TrainConfig {
                 found: warmup_steps.to_string(),
             });
         }
-        Ok(Schedule { scheduler: self.lr_scheduler_type, peak: self.learning_rate, warmup_steps, total_steps })
+        Ok(Schedule {
+            scheduler: self.lr_scheduler_type,
+            peak: self.learning_rate,
+            warmup_steps,
+            total_steps,
+        })
     }
 
     /// What the model keeps for its backward pass.
@@ -217,9 +233,15 @@ mod tests {
             ("adam_beta2: expected at least 0 and below 1, found -1", |c| c.adam_beta2 = -1.0),
             ("adam_epsilon: expected a positive number, found 0", |c| c.adam_epsilon = 0.0),
             ("max_grad_norm: expected a number of at least 0", |c| c.max_grad_norm = -1.0),
-            ("per_device_train_batch_size: expected at least 1, found 0", |c| c.per_device_train_batch_size = 0),
-            ("per_device_eval_batch_size: expected at least 1, found 0", |c| c.per_device_eval_batch_size = 0),
-            ("gradient_accumulation_steps: expected at least 1, found 0", |c| c.gradient_accumulation_steps = 0),
+            ("per_device_train_batch_size: expected at least 1, found 0", |c| {
+                c.per_device_train_batch_size = 0
+            }),
+            ("per_device_eval_batch_size: expected at least 1, found 0", |c| {
+                c.per_device_eval_batch_size = 0
+            }),
+            ("gradient_accumulation_steps: expected at least 1, found 0", |c| {
+                c.gradient_accumulation_steps = 0
+            }),
             ("num_train_epochs: expected a positive number, found 0", |c| c.num_train_epochs = 0.0),
             ("max_steps: expected at least 1, or left out, found 0", |c| c.max_steps = Some(0)),
             ("max_length: expected at least 2", |c| c.max_length = 1),

@@ -159,13 +159,16 @@ impl Error {
                 Some(_) => format!("did you mean {}? The model has {}", near.join(" or "), known.join(", ")),
                 None => format!("the model has {}; `all-linear` takes them all", known.join(", ")),
             }),
-            Error::RankTooLarge { out, input, .. } => {
-                Some(format!("take a rank of at most {}, or leave the module out of the targets", out.min(input)))
+            Error::RankTooLarge { out, input, .. } => Some(format!(
+                "take a rank of at most {}, or leave the module out of the targets",
+                out.min(input)
+            )),
+            Error::NoLabelledSample { .. } => Some(
+                "take more samples, or check that their answers are not cut off by the maximum length".into(),
+            ),
+            Error::Tensor { .. } => {
+                Some("the file was not written for this adapter, or not to its end".into())
             }
-            Error::NoLabelledSample { .. } => {
-                Some("take more samples, or check that their answers are not cut off by the maximum length".into())
-            }
-            Error::Tensor { .. } => Some("the file was not written for this adapter, or not to its end".into()),
             Error::BaseMismatch { .. } => Some("give the model that the adapter was trained on".into()),
             Error::File { hint, .. } => hint.clone(),
             Error::NotFiniteStep { saved, .. } => Some(format!(

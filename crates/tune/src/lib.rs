@@ -30,4 +30,4 @@ pub use config::TrainConfig;
 pub use error::{Error, PlanChange, Result};
 pub use method::{AdapterConfig, Convention, InitConfig, Method};
 pub use target::Targets;
-pub use tuned::Tuned;
+pub use tuned::{TensorVisitor, Tuned};

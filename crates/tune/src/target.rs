@@ -33,7 +33,9 @@ impl TryFrom<Written> for Targets {
     fn try_from(written: Written) -> Result<Self, String> {
         match written {
             Written::Word(word) if word == ALL_LINEAR => Ok(Targets::AllLinear),
-            Written::Word(word) => Err(format!("expected \"{ALL_LINEAR}\" or a list of names, found {word:?}")),
+            Written::Word(word) => {
+                Err(format!("expected \"{ALL_LINEAR}\" or a list of names, found {word:?}"))
+            }
             Written::Names(names) => Ok(Targets::Names(names)),
         }
     }

@@ -133,7 +133,9 @@ impl Tuned {
     pub fn loss_and_gradients(&mut self, batch: &Batch, recompute: Recompute) -> Result<f64> {
         let Tuned { model, trained } = self;
         Ok(match trained {
-            Trained::Full { gradients, hook } => model.loss_and_gradients(batch, hook, gradients, recompute)?,
+            Trained::Full { gradients, hook } => {
+                model.loss_and_gradients(batch, hook, gradients, recompute)?
+            }
             Trained::Adapter { adapter, .. } => {
                 model.loss_and_gradients(batch, adapter.as_mut(), &mut NoGradients, recompute)?
             }

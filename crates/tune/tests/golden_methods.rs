@@ -45,7 +45,9 @@ fn golden_llama_lora_xs_from_the_stored_factors() {
         tensors.insert(format!("{module}.lora_R"), kernels.zeros(&[rank(&xs), rank(&xs)]).unwrap());
     }
     let mut tuned = Tuned::restore(model, &config(Method::LoraXs, rank(&xs), 1.0), tensors).unwrap();
-    tuned.loss_and_gradients(&mean_batch(kernels.as_ref(), &train_batches(&dir)[0]), Recompute::Block).unwrap();
+    tuned
+        .loss_and_gradients(&mean_batch(kernels.as_ref(), &train_batches(&dir)[0]), Recompute::Block)
+        .unwrap();
     for (name, gradient) in gradients(&mut tuned) {
         let expected = xs.f32(&name.replace(".lora_R", "").replacen("model", "R_grad_step0.model", 1)).1;
         assert_near(&name, &gradient, &expected, gradient_tolerance(&dir));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::*;
-use lora_sb_kernels::{Kernels, Memory, SharedBytes, Tensor};
+use lora_sb_kernels::{SharedBytes, Tensor};
 use lora_sb_model::{Frozen, LinearHook, Model, SaveType, Storage, WeightFile, WeightFileWriter};
 use lora_sb_tune::export::{merge, native, peft};
 use lora_sb_tune::{AdapterConfig, Error, Method, Targets, Tuned};
@@ -29,7 +29,8 @@ fn save_base(dir: &Path) {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let entries =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = entries.collect();
     names.sort();
     names
@@ -95,7 +96,12 @@ fn law_a_peft_directory_has_the_same_update() {
             assert_eq!(delta(&imported), delta(&tuned), "{method} {site}");
         }
         let tolerance = rounding(4 * 23 * 14);
-        assert_near(method.name(), &logits(&imported.model, imported.hook()), &logits(&tuned.model, tuned.hook()), tolerance);
+        assert_near(
+            method.name(),
+            &logits(&imported.model, imported.hook()),
+            &logits(&tuned.model, tuned.hook()),
+            tolerance,
+        );
     }
 }
 
@@ -115,10 +121,16 @@ fn law_a_peft_directory_holds_what_every_consumer_reads_alike() {
     assert_eq!(file.names().len(), 2 * 14);
     let b = file.get("base_model.model.model.layers.1.mlp.up_proj.lora_B.weight").unwrap().unwrap();
     assert_eq!(b.shape, [23, 5]);
-    assert_eq!((file.metadata()["format"].as_str(), file.metadata()["lora_sb.method"].as_str()), ("pt", "lora-sb"));
+    assert_eq!(
+        (file.metadata()["format"].as_str(), file.metadata()["lora_sb.method"].as_str()),
+        ("pt", "lora-sb")
+    );
 
     // Where some layers are left out, their names are not enough.
-    let config = AdapterConfig { target_modules: Targets::parse("o_proj,layers.1.mlp.up_proj"), ..config(Method::Lora) };
+    let config = AdapterConfig {
+        target_modules: Targets::parse("o_proj,layers.1.mlp.up_proj"),
+        ..config(Method::Lora)
+    };
     let some = Tuned::adapt(tiny_model(2), &config, &[], &mut |_| ()).unwrap();
     peft::export(dir.path(), &some, "org/base", SaveType::F32).unwrap();
     let imported = peft::import(dir.path(), tiny_model(2)).unwrap();
@@ -327,13 +339,18 @@ fn law_peft_features_that_change_the_result_are_refused() {
         assert!(feature.contains(key), "{error}");
         assert!(error.hint().is_some());
     }
-    for (key, value) in [("r", serde_json::json!(0)), ("lora_alpha", "big".into()), ("target_modules", 3.into())] {
+    for (key, value) in
+        [("r", serde_json::json!(0)), ("lora_alpha", "big".into()), ("target_modules", 3.into())]
+    {
         let error = with_config(serde_json::json!({ key: value })).unwrap_err();
         assert!(matches!(error, Error::File { .. }) && error.to_string().contains(key), "{error}");
     }
     // Wrong rank, and a target that the file does not hold.
     assert!(matches!(with_config(serde_json::json!({"r": 4})), Err(Error::Tensor { .. })));
-    assert!(matches!(with_config(serde_json::json!({"target_modules": ["q_proj"]})), Err(Error::Tensor { .. })));
+    assert!(matches!(
+        with_config(serde_json::json!({"target_modules": ["q_proj"]})),
+        Err(Error::Tensor { .. })
+    ));
     let unknown = with_config(serde_json::json!({"target_modules": ["query"]}));
     assert!(matches!(unknown, Err(Error::UnknownTarget { .. })));
 }

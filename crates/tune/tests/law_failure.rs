@@ -5,7 +5,6 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::*;
-use lora_sb_kernels::Kernels;
 use lora_sb_model::Parameter;
 use lora_sb_tune::{AdapterConfig, Convention, Error, InitConfig, Method, Targets, Tuned};
 
@@ -21,7 +20,8 @@ fn law_a_rank_above_a_side_names_the_module() {
         let Error::RankTooLarge { rank: 7, module, out: 6, input: 18 } = &error else { panic!("{error}") };
         assert_eq!(module, "model.layers.0.self_attn.k_proj");
         assert!(error.hint().unwrap().contains("at most 6"));
-        let large = AdapterConfig { rank: 18, target_modules: Targets::parse("q_proj,up_proj"), ..config(method) };
+        let large =
+            AdapterConfig { rank: 18, target_modules: Targets::parse("q_proj,up_proj"), ..config(method) };
         assert!(Tuned::adapt(tiny_model(2), &large, &tiny_examples(6), &mut |_| ()).is_ok(), "{method}");
     }
 }
@@ -36,7 +36,10 @@ fn law_settings_out_of_range_are_named() {
         (AdapterConfig { lora_alpha: f64::NAN, ..sb.clone() }, "lora_alpha"),
         (init(InitConfig { eta: 0.0, ..sb.init.clone() }), "eta"),
         (init(InitConfig { eta: f64::INFINITY, ..sb.init.clone() }), "eta"),
-        (init(InitConfig { convention: Convention::Reference { batch_size: 0 }, ..sb.init.clone() }), "batch size"),
+        (
+            init(InitConfig { convention: Convention::Reference { batch_size: 0 }, ..sb.init.clone() }),
+            "batch size",
+        ),
         (init(InitConfig::NONE), "eta"),
     ] {
         let error = adapt(&config);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use common::*;
 use lora_sb_data::Example;
-use lora_sb_kernels::{Kernels, Memory, Tensor};
+use lora_sb_kernels::Tensor;
 use lora_sb_model::{Batch, Frozen, Parameter, Projection, Recompute, Sequence, Site};
 use lora_sb_tune::adapter::full;
 use lora_sb_tune::init::{Estimate, InitProgress, stream_gradients};
@@ -34,20 +34,15 @@ fn streamed(examples: &[Example], init: &InitConfig, sites: &[Site]) -> (BTreeMa
 fn at_once(examples: &[Example], token_weight: &[f64]) -> BTreeMap<Site, Vec<f32>> {
     let model = tiny_model(2);
     let kernels = model.kernels().as_ref();
-    let sequence = |(example, weight): (&'_ Example, &f64)| -> Sequence<'_> {
-        // Lifetimes of a closure's return value need the annotation.
-        Sequence { ids: unbound(&example.ids), trained: unbound(&example.trained), weight: *weight as f32 }
-    };
-    let sequences: Vec<Sequence<'_>> = examples.iter().zip(token_weight).map(sequence).collect();
+    let mut sequences = Vec::new();
+    for (Example { ids, trained, .. }, weight) in examples.iter().zip(token_weight) {
+        sequences.push(Sequence { ids, trained, weight: *weight as f32 });
+    }
     let batch = Batch::pack(kernels, &sequences).unwrap();
     let mut gradients = full::gradients(&model).unwrap();
     model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None).unwrap();
     let sites = model.sites().into_iter();
     sites.map(|site| (site, kernels.to_f32(&gradients[&Parameter::Weight(site)]).unwrap())).collect()
-}
-
-fn unbound<T>(values: &[T]) -> &[T] {
-    values
 }
 
 fn assert_all_near(found: &BTreeMap<Site, Vec<f32>>, expected: &BTreeMap<Site, Vec<f32>>) {
@@ -137,7 +132,11 @@ fn law_bases_are_orthonormal() {
         let values = tuned.model.kernels().to_f32(frozen).unwrap();
         let matrix = dense(&values, frozen.shape());
         // A has orthonormal rows, B orthonormal columns.
-        let product = if name.ends_with("lora_A") { &matrix * matrix.transpose() } else { matrix.transpose() * &matrix };
+        let product = if name.ends_with("lora_A") {
+            &matrix * matrix.transpose()
+        } else {
+            matrix.transpose() * &matrix
+        };
         let off = (product - DMatrix::identity(5, 5)).amax();
         assert!(off <= 1e-5, "{name}: {off:.2e}");
     }
@@ -166,11 +165,16 @@ fn law_the_start_is_the_best_approximation_of_the_update() {
             // Eckart and Young: no matrix of rank r is nearer than the root of the squares left over.
             let left: f64 = values[5..].iter().map(|value| value * value).sum();
             let distance = (&update - &delta).norm_squared();
-            assert!((distance - left).abs() <= 1e-4 * left, "{site} at s = {scale}: {distance} for {left}");
+            // f32 rounds what is captured, so nothing below its square is told from zero.
+            let tolerance = 1e-4 * left + 1e-11 * update.norm_squared();
+            assert!((distance - left).abs() <= tolerance, "{site} at s = {scale}: {distance} for {left}");
             let r = tensor(&tuned, &format!("{}.lora_R", tuned.model.module(site)));
             for (index, value) in r.iter().enumerate() {
                 let expected = if index % 6 == 0 { values[index / 6] / scale } else { 0.0 };
-                assert!((f64::from(*value) - expected).abs() <= 1e-4 * values[0] / scale, "{site}: R[{index}]");
+                assert!(
+                    (f64::from(*value) - expected).abs() <= 1e-4 * values[0] / scale,
+                    "{site}: R[{index}]"
+                );
             }
         }
     }
@@ -246,8 +250,9 @@ fn law_selected_samples_are_distinct_and_in_order() {
 #[test]
 fn law_progress_is_reported_to_the_end() {
     let mut seen = Vec::new();
-    let tuned =
-        Tuned::adapt(tiny_model(2), &config(Method::LoraSb), &tiny_examples(6), &mut |progress| seen.push(progress));
+    let tuned = Tuned::adapt(tiny_model(2), &config(Method::LoraSb), &tiny_examples(6), &mut |progress| {
+        seen.push(progress)
+    });
     let report = tuned.unwrap().init_report().cloned().unwrap();
     assert_eq!((report.estimate.samples, report.estimate.skipped), (6, 0));
     assert!(report.unconverged.is_empty());

@@ -23,7 +23,8 @@ fn law_names_match_whole_or_after_a_dot() {
     assert_eq!(resolve("model.layers.1.self_attn.q_proj").unwrap(), both[1..]);
     assert_eq!(resolve("layers.1.self_attn.q_proj").unwrap(), both[1..]);
     // In the order of the forward pass, each once.
-    let expected = [Projection::Query.of(0), Projection::Down.of(0), Projection::Query.of(1), Projection::Down.of(1)];
+    let expected =
+        [Projection::Query.of(0), Projection::Down.of(0), Projection::Query.of(1), Projection::Down.of(1)];
     assert_eq!(resolve("down_proj, q_proj,mlp.down_proj").unwrap(), expected);
 }
 

@@ -31,9 +31,10 @@ fn killed(path: &Path, method: Method, operation: usize) -> bool {
 
 /// What a new process does: the newest whole checkpoint, or from the beginning.
 fn go_on(path: &Path, method: Method) -> Option<usize> {
-    let mut run_directory = match RunDirectory::open(path, plan(&short())) {
+    let disk = || Box::new(FaultyDisk::sound());
+    let mut run_directory = match RunDirectory::open_on(disk(), path, plan(&short())) {
         Ok(run_directory) => run_directory,
-        Err(_) => RunDirectory::create(path, plan(&short())).unwrap(),
+        Err(_) => RunDirectory::create_on(disk(), path, plan(&short())).unwrap(),
     };
     let checkpoint =
         Checkpoint::latest(path, &mut |error| panic!("looks whole and is not: {error}")).unwrap();
@@ -62,7 +63,11 @@ fn killed_at_every_file_operation_and_resumed_gives_the_same_bits() {
                 }
             }
             resumed_from.push(go_on(directory.path(), method));
-            assert_eq!(outcome(directory.path(), &short()), expected, "{method}, killed at operation {operation}");
+            assert_eq!(
+                outcome(directory.path(), &short()),
+                expected,
+                "{method}, killed at operation {operation}"
+            );
             if ended {
                 break;
             }
@@ -71,7 +76,8 @@ fn killed_at_every_file_operation_and_resumed_gives_the_same_bits() {
         assert!(operation > 40, "{operation} file operations");
         // From nothing to the last step, never backwards: at most the work since the last checkpoint is lost.
         assert!(resumed_from.is_sorted() && resumed_from[0].is_none(), "{resumed_from:?}");
-        for step in 0..=4 {
+        // LoRA, which factorises nothing, starts anew until its first step is saved.
+        for step in usize::from(method == Method::Lora)..=4 {
             assert!(resumed_from.contains(&Some(step)), "{resumed_from:?}");
         }
     }
@@ -110,16 +116,17 @@ fn a_damaged_checkpoint_is_skipped_with_a_warning_and_redone() {
 
     let mut flipped = whole.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    let damages: [(&str, Box<dyn Fn()>); 4] = [
-        ("SHA-256", Box::new(|| std::fs::write(&file, &flipped).unwrap())),
-        ("bytes", Box::new(|| std::fs::write(&file, &whole[..whole.len() - 1]).unwrap())),
-        ("cannot be read", Box::new(|| std::fs::remove_file(&file).unwrap())),
-        ("manifest.json", Box::new(|| std::fs::remove_file(newest.join("manifest.json")).unwrap())),
+    let damages: [(&str, &dyn Fn()); 4] = [
+        ("SHA-256", &|| std::fs::write(&file, &flipped).unwrap()),
+        ("bytes", &|| std::fs::write(&file, &whole[..whole.len() - 1]).unwrap()),
+        ("cannot be read", &|| std::fs::remove_file(&file).unwrap()),
+        ("manifest.json", &|| std::fs::remove_file(newest.join("manifest.json")).unwrap()),
     ];
     for (expected, damage) in damages {
         damage();
         let mut warnings = Vec::new();
-        let found = Checkpoint::latest(directory.path(), &mut |error| warnings.push(error.to_string())).unwrap();
+        let found =
+            Checkpoint::latest(directory.path(), &mut |error| warnings.push(error.to_string())).unwrap();
         assert_eq!(found.unwrap().state().step, 8, "the best, of step 8, is the next one");
         assert!(warnings.len() == 1 && warnings[0].contains(expected), "{warnings:?}");
     }
@@ -184,6 +191,6 @@ fn a_file_in_the_way_is_named() {
     let message = summary.unwrap_err().to_string();
     assert!(message.contains("checkpoints") && message.contains("cannot be written"), "{message}");
     let recorder = Recorder { events, stop_after: None };
-    // At the start, at steps 3, 6 and 9, and at each new best.
-    assert!(recorder.failures().len() >= 4 && recorder.saved().is_empty(), "{:?}", recorder.failures());
+    // At steps 3, 6 and 9, and at each new best.
+    assert!(recorder.failures().len() >= 3 && recorder.saved().is_empty(), "{:?}", recorder.failures());
 }

@@ -5,11 +5,13 @@ mod training;
 
 use std::sync::atomic::AtomicBool;
 
+use lora_sb_kernels::Tensor;
 use lora_sb_model::Parameter;
 use lora_sb_tune::eval::held_out_loss;
 use lora_sb_tune::export::native;
+use lora_sb_tune::optim::Scheduler;
 use lora_sb_tune::run::{Checkpoint, Metric, RunDirectory};
-use lora_sb_tune::train::{Event, StepReport, TrainingData, train};
+use lora_sb_tune::train::{Cursor, Event, StepReport, TrainingData, train};
 use lora_sb_tune::{Error, Method, TrainConfig};
 use training::{FakeClock, Recorder, data, examples, plan, run, settings, tuned};
 
@@ -40,7 +42,11 @@ fn a_run_tells_and_writes_what_it_does() {
         assert_eq!(report.remaining_seconds, (9 - report.step) as f64 * 0.5);
     }
     for epoch in steps.chunks(3) {
-        assert_eq!(epoch.iter().map(|report| report.tokens).sum::<usize>(), tokens, "every example once an epoch");
+        assert_eq!(
+            epoch.iter().map(|report| report.tokens).sum::<usize>(),
+            tokens,
+            "every example once an epoch"
+        );
     }
     assert_eq!(summary.tokens, 3 * tokens as u64);
 
@@ -50,7 +56,10 @@ fn a_run_tells_and_writes_what_it_does() {
         .collect();
     assert_eq!(evaluated, [0, 4, 8, 9]);
     assert_eq!(summary.first_eval_loss, before);
-    assert_eq!(summary.last_eval.unwrap().eval_loss, held_out_loss(&now, &data().validation, 2).unwrap().value().unwrap());
+    assert_eq!(
+        summary.last_eval.unwrap().eval_loss,
+        held_out_loss(&now, &data().validation, 2).unwrap().value().unwrap()
+    );
     assert!(summary.failures.is_empty() && !summary.stopped);
     assert_eq!(events.last(), Some(&Event::Finished(summary.clone())));
 
@@ -74,7 +83,8 @@ fn a_run_tells_and_writes_what_it_does() {
 /// Random labels cannot be learnt in general, but 11 of them can be learnt by heart.
 #[test]
 fn the_loss_falls() {
-    let config = TrainConfig { num_train_epochs: 20.0, max_grad_norm: 0.0, learning_rate: 3e-2, ..settings() };
+    let config =
+        TrainConfig { num_train_epochs: 20.0, max_grad_norm: 0.0, learning_rate: 3e-2, ..settings() };
     for method in Method::ALL {
         let directory = tempfile::tempdir().unwrap();
         let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
@@ -89,9 +99,10 @@ fn the_loss_falls() {
 
 #[test]
 fn the_best_checkpoint_and_the_newest_are_kept() {
-    // Far too high a learning rate: held-out loss is lowest early.
+    // Tested on what it learns, at a learning rate that is far too high: it falls, and then it jumps about.
     let config = TrainConfig {
         learning_rate: 0.3,
+        lr_scheduler_type: Scheduler::Constant,
         eval_steps: 1,
         save_steps: 1,
         save_total_limit: Some(2),
@@ -101,9 +112,13 @@ fn the_best_checkpoint_and_the_newest_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
     let mut now = tuned(Method::Lora);
-    let (summary, events) = run(&mut now, &config, &mut run_directory, None, None);
-    let summary = summary.unwrap();
-    let losses: Vec<(usize, f64)> = events
+    let mut data = data();
+    data.validation = data.train[..3].to_vec();
+    let (mut recorder, clock, stop) = (Recorder::default(), FakeClock::default(), AtomicBool::new(false));
+    let summary =
+        train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, &stop).unwrap();
+    let losses: Vec<(usize, f64)> = recorder
+        .events
         .iter()
         .filter_map(|event| match event {
             Event::Evaluated { step, eval_loss, .. } => Some((*step, *eval_loss)),
@@ -113,7 +128,7 @@ fn the_best_checkpoint_and_the_newest_are_kept() {
     let lowest = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     let best = summary.best.unwrap();
     assert_eq!((best.step, best.eval_loss), *lowest);
-    assert!(best.step < 10, "the test needs a best that is not among the newest: {losses:?}");
+    assert!((1..11).contains(&best.step), "the test needs a best that is not among the newest: {losses:?}");
 
     let mut kept: Vec<_> = std::fs::read_dir(directory.path().join("checkpoints"))
         .unwrap()
@@ -128,9 +143,9 @@ fn the_best_checkpoint_and_the_newest_are_kept() {
         serde_json::from_slice(&std::fs::read(directory.path().join("best.json")).unwrap()).unwrap();
     assert_eq!(marked, best);
     let adapter = native::load(&summary.best_adapter.unwrap(), common::tiny_model(2)).unwrap();
-    assert_eq!(held_out_loss(&adapter, &data().validation, 2).unwrap().value(), Some(best.eval_loss));
+    assert_eq!(held_out_loss(&adapter, &data.validation, 2).unwrap().value(), Some(best.eval_loss));
     // The model in memory is that of the last step, not the best one.
-    let last = held_out_loss(&now, &data().validation, 2).unwrap().value();
+    let last = held_out_loss(&now, &data.validation, 2).unwrap().value();
     assert_eq!(last, Some(summary.last_eval.unwrap().eval_loss));
 }
 
@@ -194,6 +209,31 @@ fn a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it() {
         assert!(values.iter().all(|value| value.is_finite()), "{name}");
         assert_eq!(values, common::tensor(&now, &name), "nothing moved after the state was saved");
     }
+}
+
+/// A huge but finite loss gradient times a huge but finite input: only their product overflows.
+#[test]
+fn a_gradient_that_is_not_finite_stops_with_its_micro_batch() {
+    let config = settings();
+    let mut now = tuned(Method::Lora);
+    let kernels = training::kernels(&now);
+    let gain = now.model.weight_mut(Parameter::FinalNorm).unwrap();
+    kernels.fill(1e20, gain).unwrap();
+    let huge = |name: &str, value: &mut Tensor, _: &mut Tensor| {
+        if name.ends_with("lora_A") { Ok(kernels.fill(1e30, value)?) } else { Ok(()) }
+    };
+    now.visit(&mut { huge }).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
+    let (summary, events) = run(&mut now, &config, &mut run_directory, None, None);
+    let error = summary.unwrap_err();
+    assert!(steps(&events).is_empty());
+    let Error::NotFiniteStep { step: 1, quantity: "gradient norm", examples, .. } = &error else {
+        panic!("{error:?}")
+    };
+    let mut cursor = Cursor::new(11, &config).unwrap();
+    let lines: Vec<usize> = cursor.step(0).indices[..2].iter().map(|index| index + 1).collect();
+    assert_eq!(examples.iter().map(|at| at.line).collect::<Vec<_>>(), lines);
 }
 
 #[test]

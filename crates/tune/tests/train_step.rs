@@ -26,11 +26,22 @@ fn any_split_into_micro_batches_gives_the_same_loss_and_gradient() {
             [(4, Recompute::None), (2, Recompute::Block), (1, Recompute::None), (3, Recompute::Block)]
         {
             let split = gradients_of_step(&mut tuned, &examples, micro_batch, recompute).unwrap();
-            assert!((split.loss / whole.loss - 1.0).abs() < rounding(tokens), "{method}: {split:?} {whole:?}");
-            assert!((split.grad_norm / whole.grad_norm - 1.0).abs() < rounding(tokens), "{split:?} {whole:?}");
+            assert!(
+                (split.loss / whole.loss - 1.0).abs() < rounding(tokens),
+                "{method}: {split:?} {whole:?}"
+            );
+            assert!(
+                (split.grad_norm / whole.grad_norm - 1.0).abs() < rounding(tokens),
+                "{split:?} {whole:?}"
+            );
             assert_eq!((split.tokens, split.trained_tokens), (whole.tokens, whole.trained_tokens));
             for (name, found) in gradients(&mut tuned) {
-                assert_near(&format!("{method} {micro_batch} {name}"), &found, &expected[&name], rounding(tokens));
+                assert_near(
+                    &format!("{method} {micro_batch} {name}"),
+                    &found,
+                    &expected[&name],
+                    rounding(tokens),
+                );
             }
         }
     }
@@ -52,7 +63,8 @@ fn the_loss_of_a_step_is_the_mean_over_its_tokens() {
         assert_eq!(together.weight(), count);
         assert!((together.value().unwrap() / mean - 1.0).abs() < rounding(count as usize));
     }
-    let step = gradients_of_step(&mut tuned, &examples.iter().collect::<Vec<_>>(), 2, Recompute::None).unwrap();
+    let step =
+        gradients_of_step(&mut tuned, &examples.iter().collect::<Vec<_>>(), 2, Recompute::None).unwrap();
     assert!((step.loss / mean - 1.0).abs() < rounding(count as usize), "{} {mean}", step.loss);
 }
 
@@ -67,10 +79,11 @@ fn a_scaled_step_is_the_step_of_the_scaled_gradient() {
         let mut optimizer = AdamW::new(&mut tuned).unwrap();
         gradients_of_step(&mut tuned, &examples, 4, Recompute::None).unwrap();
         let kernels = training::kernels(&tuned);
-        let halve = &mut |_: &str, _: &mut lora_sb_kernels::Tensor, gradient: &mut lora_sb_kernels::Tensor| {
-            let values: Vec<f32> = kernels.to_f32(gradient)?.iter().map(|value| value * before).collect();
-            Ok(kernels.write_f32(gradient, &values)?)
-        };
+        let halve =
+            &mut |_: &str, _: &mut lora_sb_kernels::Tensor, gradient: &mut lora_sb_kernels::Tensor| {
+                let values: Vec<f32> = kernels.to_f32(gradient)?.iter().map(|value| value * before).collect();
+                Ok(kernels.write_f32(gradient, &values)?)
+            };
         tuned.visit(halve).unwrap();
         let norm = global_norm(&mut tuned).unwrap();
         optimizer.step(&mut tuned, &config, 1e-2, scale).unwrap();

@@ -55,7 +55,9 @@ impl Latent {
 
 impl LinearHook for Latent {
     fn forward(&self, kernels: &dyn Kernels, site: Site, x: &Tensor, y: &mut Tensor) -> Result<SiteSaved> {
-        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&site) else { return Ok(SiteSaved(Vec::new())) };
+        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&site) else {
+            return Ok(SiteSaved(Vec::new()));
+        };
         let shape = [x.shape()[0], r.shape()[0]]; // [T, r]
         let (mut u, mut h) = (kernels.empty(&shape)?, kernels.empty(&shape)?);
         kernels.linear(x, a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
@@ -106,7 +108,8 @@ impl Adapter for Latent {
     }
 
     fn frozen(&self) -> Vec<(Site, Part, &Tensor)> {
-        let parts = self.sites.iter().map(|(&site, state)| [(site, Part::A, &state.a), (site, Part::B, &state.b)]);
+        let parts =
+            self.sites.iter().map(|(&site, state)| [(site, Part::A, &state.a), (site, Part::B, &state.b)]);
         parts.flatten().collect()
     }
 

@@ -71,7 +71,9 @@ impl LinearHook for Lora {
         dy: &Tensor,
         dx: Option<&mut Tensor>,
     ) -> Result<()> {
-        let Some(LoraSite { a, b, a_gradient, b_gradient }) = self.sites.get_mut(&site) else { return Ok(()) };
+        let Some(LoraSite { a, b, a_gradient, b_gradient }) = self.sites.get_mut(&site) else {
+            return Ok(());
+        };
         let u = saved_product("lora adapter", saved)?;
         let x = x.ok_or_else(|| missing("lora adapter", "the layer's input"))?;
         let mut v = kernels.empty(u.shape())?; // [T, r]
@@ -97,7 +99,8 @@ impl Adapter for Lora {
     }
 
     fn trained(&self) -> Vec<(Site, Part, &Tensor)> {
-        let parts = self.sites.iter().map(|(&site, state)| [(site, Part::A, &state.a), (site, Part::B, &state.b)]);
+        let parts =
+            self.sites.iter().map(|(&site, state)| [(site, Part::A, &state.a), (site, Part::B, &state.b)]);
         parts.flatten().collect()
     }
 

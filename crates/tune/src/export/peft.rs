@@ -136,7 +136,9 @@ fn rank_and_alpha(path: &Path, written: &Map<String, Value>) -> Result<(usize, f
     // Both default to 8 in PEFT.
     let eight = json!(8);
     let found = written.get("r").unwrap_or(&eight);
-    let Some(rank) = found.as_u64().filter(|&rank| rank > 0) else { return wrong("r", "a positive integer", found) };
+    let Some(rank) = found.as_u64().filter(|&rank| rank > 0) else {
+        return wrong("r", "a positive integer", found);
+    };
     let found = written.get("lora_alpha").unwrap_or(&eight);
     let Some(alpha) = found.as_f64() else { return wrong("lora_alpha", "a number", found) };
     // rsLoRA scales by alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732).
@@ -195,7 +197,11 @@ fn refuse_unsupported(path: &Path, written: &Map<String, Value>) -> Result<()> {
     }
     // PiSSA, OLoRA, LoftQ and others change the base's weights as well as the adapter's.
     let init = written.get("init_lora_weights").unwrap_or(&Value::Null);
-    if !matches!(init, Value::Null | Value::Bool(_)) && init != "gaussian" && init != "eva" && init != "orthogonal" {
+    if !matches!(init, Value::Null | Value::Bool(_))
+        && init != "gaussian"
+        && init != "eva"
+        && init != "orthogonal"
+    {
         return refuse(format!("init_lora_weights {init}"));
     }
     for key in UNSUPPORTED {

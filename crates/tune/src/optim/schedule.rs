@@ -84,7 +84,7 @@ impl Schedule {
     /// cosine have reached 0.
     pub fn learning_rate(&self, step: usize) -> f64 {
         if step < self.warmup_steps {
-            return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
+            return self.peak * ((step + 1) as f64 / self.warmup_steps as f64);
         }
         let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);
@@ -120,7 +120,8 @@ mod tests {
     #[test]
     fn every_schedule_stays_between_zero_and_the_peak_and_reaches_the_peak() {
         for schedule in all_schedules() {
-            let rates: Vec<f64> = (0..schedule.total_steps).map(|step| schedule.learning_rate(step)).collect();
+            let rates: Vec<f64> =
+                (0..schedule.total_steps).map(|step| schedule.learning_rate(step)).collect();
             assert!(rates.iter().all(|&rate| rate > 0.0 && rate <= PEAK), "{schedule:?}: {rates:?}");
             assert!(rates.contains(&PEAK), "{schedule:?}");
             assert_eq!(schedule.first(), rates[0]);
@@ -142,7 +143,10 @@ mod tests {
                     (false, Scheduler::Cosine) => (-decay * PI / 2.0, 0.0),
                 };
                 let rounding = 4.0 * f64::EPSILON * PEAK;
-                assert!((least - rounding..=most + rounding).contains(&jump), "{schedule:?} step {step}: {jump}");
+                assert!(
+                    (least - rounding..=most + rounding).contains(&jump),
+                    "{schedule:?} step {step}: {jump}"
+                );
             }
         }
     }
@@ -159,8 +163,8 @@ mod tests {
         }
     }
 
-    /// `[scheduler.get_last_lr()[0] for step]` of transformers 4.57's `get_scheduler(name, AdamW(lr=1), 3, 10)`,
-    /// from step 3 on, where its warm-up is over.
+    /// The lambdas of transformers' `optimization.py` for 3 warm-up steps of 10, from step 3 on, where the warm-up
+    /// is over: `(10 - step) / 7` and `0.5 (1 + cos(pi (step - 3) / 7))`.
     #[test]
     fn the_decay_is_that_of_transformers() {
         let linear = [1.0, 6.0 / 7.0, 5.0 / 7.0, 4.0 / 7.0, 3.0 / 7.0, 2.0 / 7.0, 1.0 / 7.0];

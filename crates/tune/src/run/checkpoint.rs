@@ -238,6 +238,7 @@ pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
 }
 
 fn broken(path: &Path, message: String) -> Error {
-    let hint = Some("the file was damaged or not written by this program; an older checkpoint may be whole".into());
+    let hint =
+        Some("the file was damaged or not written by this program; an older checkpoint may be whole".into());
     Error::File { path: path.into(), message, hint }
 }

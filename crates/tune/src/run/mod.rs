@@ -137,7 +137,11 @@ impl RunDirectory {
     ///
     /// # Errors
     /// Where a file cannot be read.
-    pub fn tensors(&self, checkpoint: &Checkpoint, kernels: &dyn Kernels) -> Result<BTreeMap<String, Tensor>> {
+    pub fn tensors(
+        &self,
+        checkpoint: &Checkpoint,
+        kernels: &dyn Kernels,
+    ) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors = checkpoint.trained(kernels)?;
         if checkpoint.state().frozen_sha256.is_some() {
             tensors.append(&mut tensors::read(&self.path.join(FROZEN), kernels)?);
@@ -245,9 +249,13 @@ pub(crate) fn frozen_sha256(tuned: &Tuned) -> Result<Option<String>> {
 
 fn unwritable(path: &Path, error: &io::Error) -> Error {
     let hint = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, then resume the run",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on the disk, then resume the run"
+        }
         io::ErrorKind::PermissionDenied => "give a directory that can be written",
-        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "a file is in the way: give another directory",
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+            "a file is in the way: give another directory"
+        }
         _ => "check the disk, then resume the run",
     };
     Error::File { path: path.into(), message: format!("cannot be written: {error}"), hint: Some(hint.into()) }

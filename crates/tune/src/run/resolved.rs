@@ -58,7 +58,8 @@ impl ResolvedPlan {
     /// The values that differ from an earlier plan and that a result depends on; those of
     /// [`CHANGEABLE_ON_RESUME`] are left out.
     pub fn changes_since(&self, earlier: &ResolvedPlan) -> Vec<PlanChange> {
-        let names: std::collections::BTreeSet<&String> = self.values.keys().chain(earlier.values.keys()).collect();
+        let names: std::collections::BTreeSet<&String> =
+            self.values.keys().chain(earlier.values.keys()).collect();
         let shown = |plan: &ResolvedPlan, name: &str| match plan.values.get(name) {
             Some(found) => found.value.to_string(),
             None => "not set".into(),

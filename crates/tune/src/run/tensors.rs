@@ -12,7 +12,11 @@ use sha2::{Digest, Sha256};
 use crate::Result;
 
 /// Writes f32 tensors as a safetensors file, in their order.
-pub(super) fn write(out: &mut dyn Write, kernels: &dyn Kernels, tensors: &[(String, &Tensor)]) -> io::Result<()> {
+pub(super) fn write(
+    out: &mut dyn Write,
+    kernels: &dyn Kernels,
+    tensors: &[(String, &Tensor)],
+) -> io::Result<()> {
     let mut header = Map::new();
     let mut end = 0;
     for (name, tensor) in tensors {

@@ -113,11 +113,11 @@ pub struct Summary {
     pub seconds: f64,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
-    /// The checkpoint with the lowest held-out loss.
+    /// The checkpoint with the lowest held-out loss; `None` where that was the start and the start is not saved.
     pub best_checkpoint: Option<PathBuf>,
     /// The native adapter after the last step; `None` for full fine-tuning.
     pub adapter: Option<PathBuf>,
-    /// The native adapter with the lowest held-out loss, where there is held-out data.
+    /// The native adapter of `best_checkpoint`.
     pub best_adapter: Option<PathBuf>,
     /// What could not be written at first; all of it was written in the end.
     pub failures: Vec<String>,

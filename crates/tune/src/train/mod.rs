@@ -8,6 +8,7 @@
 mod cursor;
 mod event;
 mod gradients;
+mod start;
 mod trainer;
 
 use std::sync::atomic::AtomicBool;
@@ -39,9 +40,61 @@ pub trait Clock {
 /// Trains `tuned`, from its start or from a checkpoint of the same run.
 ///
 /// Held-out loss is measured before the first step, every `eval_steps`, and after the last; each new best is
-/// saved. A checkpoint is written before the first step, every `save_steps`, and after the last. Where `stop`
-/// becomes true, the step at hand is finished and saved. A checkpoint that cannot be written is reported to the
-/// observer and tried again at the next one; training goes on meanwhile.
+/// saved. A checkpoint is written every `save_steps`, after the last step, and, where bases were factorised,
+/// before the first. Where `stop` becomes true, the step at hand is finished and saved. A checkpoint that cannot
+/// be written is reported to the observer and tried again at the next one; training goes on meanwhile.
+///
+/// Without `resume` the run starts anew, and what `metrics.jsonl` holds is dropped.
+///
+/// ```
+/// use std::sync::{Arc, atomic::AtomicBool};
+///
+/// use lora_sb_data::{Example, Location};
+/// use lora_sb_kernels::Cpu;
+/// use lora_sb_model::{Config, Model};
+/// use lora_sb_tune::run::{ResolvedPlan, RunDirectory};
+/// use lora_sb_tune::train::{Clock, Event, Observer, TrainingData, train};
+/// use lora_sb_tune::{Method, TrainConfig, Tuned};
+///
+/// struct Print;
+/// impl Observer for Print {
+///     fn event(&mut self, event: &Event) {
+///         if let Event::Step(report) = event {
+///             println!("step {} of {}: loss {:.3}", report.step, report.total_steps, report.loss);
+///         }
+///     }
+/// }
+///
+/// struct Stopwatch(std::time::Instant);
+/// impl Clock for Stopwatch {
+///     fn seconds(&self) -> f64 {
+///         self.0.elapsed().as_secs_f64()
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config::from_json(
+///     br#"{"model_type": "llama", "vocab_size": 13, "hidden_size": 8, "intermediate_size": 12,
+///          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}"#,
+/// )?;
+/// let mut tuned = Tuned::full(Model::random(config, Arc::new(Cpu::new(1)?), 7)?)?;
+///
+/// let source = Location { file: std::path::Path::new("memory").into(), line: 1, element: None };
+/// let example = Example { ids: vec![1, 5, 3, 12], trained: vec![false, true, true, true], source };
+/// let data = TrainingData { train: vec![example], validation: Vec::new() };
+///
+/// let settings = TrainConfig { max_steps: Some(20), learning_rate: 0.01, ..TrainConfig::defaults(Method::Full) };
+/// let mut plan = ResolvedPlan::default();
+/// plan.set_all(&settings, &|_| "example".into())?;
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
+/// let mut run = RunDirectory::create(directory, plan)?;
+/// let (clock, stop) = (Stopwatch(std::time::Instant::now()), AtomicBool::new(false));
+/// let summary = train(&mut tuned, &data, &settings, &mut run, None, &mut Print, &clock, &stop)?;
+/// assert_eq!((summary.step, summary.stopped), (20, false));
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// Settings out of range, or other than the plan of `run` says; data without a token to train on; a checkpoint

@@ -13,12 +13,12 @@ use lora_sb_tune::{AdapterConfig, Convention, InitConfig, Method, Targets, Tuned
 use safetensors::{Dtype, SafeTensors};
 
 /// A processor with two threads.
-pub fn cpu() -> Arc<dyn Kernels> {
+pub(crate) fn cpu() -> Arc<dyn Kernels> {
     Arc::new(Cpu::new(2).unwrap())
 }
 
 /// The fixtures of a family, or `None` with a line that no test runner swallows.
-pub fn golden(family: &str) -> Option<PathBuf> {
+pub(crate) fn golden(family: &str) -> Option<PathBuf> {
     let set = std::env::var_os("LORA_SB_GOLDEN").map(PathBuf::from);
     let root = set.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden"));
     let dir = root.join(family);
@@ -31,18 +31,18 @@ pub fn golden(family: &str) -> Option<PathBuf> {
 }
 
 /// The golden model of a family.
-pub fn golden_model(dir: &Path, storage: Storage) -> Model {
+pub(crate) fn golden_model(dir: &Path, storage: Storage) -> Model {
     let mut model = Model::load(&dir.join("model"), cpu(), storage).unwrap();
     model.prepare(64).unwrap();
     model
 }
 
 /// A golden safetensors file.
-pub struct Golden(Vec<u8>);
+pub(crate) struct Golden(Vec<u8>);
 
 impl Golden {
     /// Reads the file.
-    pub fn open(path: &Path) -> Golden {
+    pub(crate) fn open(path: &Path) -> Golden {
         Golden(std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     }
 
@@ -54,30 +54,30 @@ impl Golden {
     }
 
     /// An f32 tensor: shape and values.
-    pub fn f32(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+    pub(crate) fn f32(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let (shape, bytes) = self.bytes(name, Dtype::F32);
         (shape, bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
     }
 
     /// An f64 tensor's values.
-    pub fn f64(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn f64(&self, name: &str) -> Vec<f64> {
         let bytes = self.bytes(name, Dtype::F64).1;
         bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     /// An i64 tensor: shape and values.
-    pub fn i64(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
+    pub(crate) fn i64(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
         let (shape, bytes) = self.bytes(name, Dtype::I64);
         (shape, bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect())
     }
 
     /// An i8 tensor's values.
-    pub fn i8(&self, name: &str) -> Vec<i8> {
+    pub(crate) fn i8(&self, name: &str) -> Vec<i8> {
         self.bytes(name, Dtype::I8).1.into_iter().map(|b| b as i8).collect()
     }
 
     /// What follows `prefix` in the names that begin with it, sorted.
-    pub fn after(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn after(&self, prefix: &str) -> Vec<String> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let mut names: Vec<String> =
             file.names().iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned).collect();
@@ -87,7 +87,7 @@ impl Golden {
 }
 
 /// A golden batch as sequences without their padding: each row's tokens where the attention mask is 1.
-pub fn rows(file: &Golden, prefix: &str) -> Vec<Example> {
+pub(crate) fn rows(file: &Golden, prefix: &str) -> Vec<Example> {
     let (shape, ids) = file.i64(&format!("{prefix}input_ids"));
     let mask = file.i64(&format!("{prefix}attention_mask")).1;
     let labels = file.i64(&format!("{prefix}labels")).1;
@@ -101,19 +101,23 @@ pub fn rows(file: &Golden, prefix: &str) -> Vec<Example> {
 }
 
 /// An example from nowhere.
-pub fn example(ids: &[u32], trained: &[bool]) -> Example {
+pub(crate) fn example(ids: &[u32], trained: &[bool]) -> Example {
     let source = Location { file: Path::new("test").into(), line: 1, element: None };
     Example { ids: ids.to_vec(), trained: trained.to_vec(), source }
 }
 
 /// One batch whose loss is the mean over all its labelled tokens.
-pub fn mean_batch(kernels: &dyn Kernels, examples: &[Example]) -> Batch {
+pub(crate) fn mean_batch(kernels: &dyn Kernels, examples: &[Example]) -> Batch {
     let labelled: usize = examples.iter().map(Example::trained_tokens).sum();
     weighted_batch(kernels, examples, |_| 1.0 / labelled as f32)
 }
 
 /// One batch with a weight for each sequence's labelled tokens.
-pub fn weighted_batch(kernels: &dyn Kernels, examples: &[Example], weight: impl Fn(&Example) -> f32) -> Batch {
+pub(crate) fn weighted_batch(
+    kernels: &dyn Kernels,
+    examples: &[Example],
+    weight: impl Fn(&Example) -> f32,
+) -> Batch {
     let mut sequences = Vec::new();
     for example in examples {
         sequences.push(Sequence { ids: &example.ids, trained: &example.trained, weight: weight(example) });
@@ -122,7 +126,7 @@ pub fn weighted_batch(kernels: &dyn Kernels, examples: &[Example], weight: impl 
 }
 
 /// Plain AdamW steps over batches in turn: the loss before each step, and after the last.
-pub fn adamw_losses(tuned: &mut Tuned, batches: &[Batch], steps: usize, learning_rate: f64) -> Vec<f64> {
+pub(crate) fn adamw_losses(tuned: &mut Tuned, batches: &[Batch], steps: usize, learning_rate: f64) -> Vec<f64> {
     let kernels = tuned.model.kernels().clone();
     let mut moments: BTreeMap<String, (Tensor, Tensor)> = BTreeMap::new();
     let mut losses = Vec::new();
@@ -150,7 +154,7 @@ pub fn adamw_losses(tuned: &mut Tuned, batches: &[Batch], steps: usize, learning
 }
 
 /// The gradients that stand, by name.
-pub fn gradients(tuned: &mut Tuned) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn gradients(tuned: &mut Tuned) -> BTreeMap<String, Vec<f32>> {
     let kernels = tuned.model.kernels().clone();
     let mut all = BTreeMap::new();
     let mut read = |name: &str, _: &mut Tensor, gradient: &mut Tensor| {
@@ -162,7 +166,7 @@ pub fn gradients(tuned: &mut Tuned) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// Sets one trained tensor.
-pub fn set(tuned: &mut Tuned, wanted: &str, values: &[f32]) {
+pub(crate) fn set(tuned: &mut Tuned, wanted: &str, values: &[f32]) {
     let kernels = tuned.model.kernels().clone();
     let mut found = false;
     let mut write = |name: &str, value: &mut Tensor, _: &mut Tensor| {
@@ -177,14 +181,14 @@ pub fn set(tuned: &mut Tuned, wanted: &str, values: &[f32]) {
 }
 
 /// A tensor of the adapter, trained or frozen, by its full name.
-pub fn tensor(tuned: &Tuned, name: &str) -> Vec<f32> {
+pub(crate) fn tensor(tuned: &Tuned, name: &str) -> Vec<f32> {
     let all = tuned.trained_tensors().into_iter().chain(tuned.frozen_tensors());
     let found = all.into_iter().find(|(other, _)| other == name).unwrap_or_else(|| panic!("no {name}"));
     tuned.model.kernels().to_f32(found.1).unwrap()
 }
 
 /// A tiny random model with unkind sizes: an odd number of query heads, and one key/value head for all of them.
-pub fn tiny_model(layers: usize) -> Model {
+pub(crate) fn tiny_model(layers: usize) -> Model {
     let json = format!(
         r#"{{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 29, "hidden_size": 18,
             "intermediate_size": 23, "num_hidden_layers": {layers}, "num_attention_heads": 3,
@@ -198,7 +202,7 @@ pub fn tiny_model(layers: usize) -> Model {
 }
 
 /// Examples of different lengths, the first third of each untrained.
-pub fn tiny_examples(count: usize) -> Vec<Example> {
+pub(crate) fn tiny_examples(count: usize) -> Vec<Example> {
     let mut generator = Generator::new(5, Stream::Order, 0);
     let one = |_| {
         let length = 4 + generator.below(11);
@@ -209,7 +213,7 @@ pub fn tiny_examples(count: usize) -> Vec<Example> {
 }
 
 /// An adapter of rank 5 on all linear layers.
-pub fn config(method: Method) -> AdapterConfig {
+pub(crate) fn config(method: Method) -> AdapterConfig {
     AdapterConfig {
         method,
         rank: 5,
@@ -221,7 +225,7 @@ pub fn config(method: Method) -> AdapterConfig {
 }
 
 /// A tiny tuned model; LoRA's B, which starts at zero, is moved off it.
-pub fn tiny_tuned(method: Method) -> Tuned {
+pub(crate) fn tiny_tuned(method: Method) -> Tuned {
     let config = AdapterConfig { lora_alpha: 10.0, ..config(method) };
     let mut tuned = Tuned::adapt(tiny_model(2), &config, &tiny_examples(6), &mut |_| ()).unwrap();
     if method != Method::LoraSb {
@@ -231,7 +235,7 @@ pub fn tiny_tuned(method: Method) -> Tuned {
 }
 
 /// Adds random values to all trained tensors.
-pub fn shake(tuned: &mut Tuned, deviation: f32) {
+pub(crate) fn shake(tuned: &mut Tuned, deviation: f32) {
     let kernels = tuned.model.kernels().clone();
     let mut generator = Generator::new(8, Stream::Adapter, 99);
     let mut add = |_: &str, value: &mut Tensor, _: &mut Tensor| {
@@ -243,7 +247,7 @@ pub fn shake(tuned: &mut Tuned, deviation: f32) {
 }
 
 /// The largest absolute difference.
-pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).abs()).fold(0.0, |worst, next| {
         assert!(!next.is_nan(), "NaN in a comparison");
@@ -252,13 +256,13 @@ pub fn distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// The largest magnitude.
-pub fn largest(a: &[f32]) -> f64 {
+pub(crate) fn largest(a: &[f32]) -> f64 {
     a.iter().map(|a| f64::from(a.abs())).fold(0.0, f64::max)
 }
 
 /// Asserts that two tensors agree to `tolerance` of the larger one's largest entry.
 #[track_caller]
-pub fn assert_near(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
+pub(crate) fn assert_near(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
     let (distance, scale) = (distance(found, expected), largest(expected).max(largest(found)));
     assert!(
         distance <= tolerance * scale,
@@ -268,13 +272,13 @@ pub fn assert_near(what: &str, found: &[f32], expected: &[f32], tolerance: f64) 
 }
 
 /// The rounding of a sum of `terms` f32 products, relative to the largest term: `8 eps sqrt(terms)`.
-pub fn rounding(terms: usize) -> f64 {
+pub(crate) fn rounding(terms: usize) -> f64 {
     8.0 * f64::from(f32::EPSILON) * (terms as f64).sqrt()
 }
 
 /// Asserts that a run's losses follow a golden one to 1e-4.
 #[track_caller]
-pub fn assert_losses(found: &[f64], file: &Golden, name: &str) {
+pub(crate) fn assert_losses(found: &[f64], file: &Golden, name: &str) {
     let expected = file.f32(name).1;
     assert_eq!(found.len(), expected.len());
     for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
@@ -284,23 +288,27 @@ pub fn assert_losses(found: &[f64], file: &Golden, name: &str) {
 }
 
 /// The rows of the four golden training batches.
-pub fn train_batches(dir: &Path) -> Vec<Vec<Example>> {
+pub(crate) fn train_batches(dir: &Path) -> Vec<Vec<Example>> {
     let train = Golden::open(&dir.join("train_batches.safetensors"));
     (0..4).map(|index| rows(&train, &format!("batch{index}."))).collect()
 }
 
 /// Each as one batch whose loss is its mean.
-pub fn mean_batches(kernels: &dyn Kernels, batches: &[Vec<Example>]) -> Vec<Batch> {
+pub(crate) fn mean_batches(kernels: &dyn Kernels, batches: &[Vec<Example>]) -> Vec<Batch> {
     batches.iter().map(|batch| mean_batch(kernels, batch)).collect()
 }
 
 /// A family's `meta.json`.
-pub fn meta(dir: &Path) -> serde_json::Value {
+pub(crate) fn meta(dir: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(dir.join("meta.json")).unwrap()).unwrap()
 }
 
 /// Golden tensors `<prefix>.<module>` as an adapter's `<module>.<part>`.
-pub fn named_tensors(file: &Golden, parts: &[(&str, &str)], kernels: &dyn Kernels) -> BTreeMap<String, Tensor> {
+pub(crate) fn named_tensors(
+    file: &Golden,
+    parts: &[(&str, &str)],
+    kernels: &dyn Kernels,
+) -> BTreeMap<String, Tensor> {
     let mut tensors = BTreeMap::new();
     for (prefix, part) in parts {
         for module in file.after(&format!("{prefix}.")) {

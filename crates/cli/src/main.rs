@@ -1,0 +1,64 @@
+//! The `lora-sb` command: arguments as typed, plan as resolved, run, exit code.
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | the run failed |
+//! | 2 | the arguments or the recipe make no sense |
+//! | 130 | interrupted; the state is saved |
+
+mod args;
+mod base;
+mod command;
+mod config_file;
+mod directory;
+mod display;
+mod embedded;
+mod failure;
+mod interrupt;
+mod progress;
+mod report;
+mod resolve;
+mod text;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::args::{Cli, Command};
+use crate::failure::Result;
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let matches = Cli::command().get_matches_from(&words);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    dispatch(cli.command, &matches, &words).unwrap_or_else(|failure| failure.report())
+}
+
+fn dispatch(command: Command, matches: &clap::ArgMatches, words: &[OsString]) -> Result<ExitCode> {
+    match command {
+        Command::Train(typed) => {
+            let (settings, sources) = settings(&typed, matches, words)?;
+            command::train::run(settings, sources)
+        }
+        Command::Plan(typed) => {
+            let (settings, sources) = settings(&typed, matches, words)?;
+            command::plan::run(settings, sources)
+        }
+        Command::Generate(arguments) => command::generate::run(&arguments),
+        Command::Merge(arguments) => command::merge::run(&arguments),
+        Command::Export(arguments) => command::export::run(&arguments),
+        Command::Inspect(arguments) => command::inspect::run(&arguments),
+    }
+}
+
+/// The settings of all layers. The words behind the subcommand are the uppermost one.
+fn settings(
+    typed: &args::SettingsArgs,
+    matches: &clap::ArgMatches,
+    words: &[OsString],
+) -> Result<(args::SettingsArgs, config_file::Sources)> {
+    let Some((_, matches)) = matches.subcommand() else { return Ok(Default::default()) };
+    command::train::layered(typed, matches, words.get(2..).unwrap_or_default())
+}

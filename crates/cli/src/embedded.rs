@@ -42,6 +42,11 @@ pub(crate) fn model(kernels: Arc<dyn Kernels>, storage: Storage) -> Result<Model
     Ok(Model::from_files(CONFIG, vec![weights], kernels, storage)?)
 }
 
+/// Bytes of the weights in the program's image.
+pub(crate) fn weights_size() -> usize {
+    WEIGHTS.0.len()
+}
+
 /// The tokenizer.
 pub(crate) fn tokenizer() -> Result<lora_sb_data::Tokenizer> {
     Ok(lora_sb_data::Tokenizer::from_bytes(TOKENIZER, Some(TOKENIZER_CONFIG))?)

@@ -30,6 +30,7 @@ use crate::args::{Cli, Command};
 use crate::failure::Result;
 
 fn main() -> ExitCode {
+    lora_sb_kernels::heap::map_large_blocks();
     let words: Vec<OsString> = std::env::args_os().collect();
     let matches = Cli::command().get_matches_from(&words);
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());

@@ -4,12 +4,14 @@ use lora_sb_data::thousands;
 use lora_sb_model::{Model, Parameter, Recompute, Site, Storage};
 use lora_sb_tune::Method;
 use lora_sb_tune::plan::{
-    BatchSize, MemoryPlan, MemoryRequest, ParameterReport, largest_eval_batch, largest_micro_batch,
+    BatchSize, MemoryPlan, MemoryRequest, PROCESS_OVERHEAD, ParameterReport, ids_met, largest_eval_batch,
+    largest_micro_batch,
 };
 use lora_sb_tune::train::Summary;
 
 use crate::base::Base;
 use crate::display::{self, bytes, count, duration, percent, table};
+use crate::embedded;
 use crate::failure::Result;
 use crate::resolve::Resolved;
 
@@ -28,15 +30,30 @@ pub(crate) fn element_size(model: &Model) -> usize {
 }
 
 impl Forecast {
-    /// Adds up a run. `sites` are the adapted layers, `file_element` the bytes of a weight in its file.
-    pub(crate) fn new(resolved: &Resolved, sites: &[Site], file_element: usize) -> Result<Self> {
+    /// Adds up a run. `sites` are the adapted layers, `file_element` the bytes of a weight in its file, `process`
+    /// the [`memory_in_use`] before the model was read.
+    pub(crate) fn new(
+        resolved: &Resolved,
+        sites: &[Site],
+        file_element: usize,
+        process: usize,
+    ) -> Result<Self> {
         let Resolved { model, train, adapter, data, .. } = resolved;
         let storage = match adapter.method {
+            _ if resolved.random_weights => Storage::Trainable,
             Method::Full => Storage::Trainable,
             _ => Storage::Mapped,
         };
+        // What was read of the program's own image to make trainable copies stays in memory.
+        let read = match (&resolved.base, storage) {
+            (Base::BuiltIn, Storage::Trainable) if !resolved.random_weights => embedded::weights_size(),
+            _ => 0,
+        };
+        let mut ids = ids_met(&data.train, train)?;
+        ids.extend(data.validation.iter().flat_map(|example| &example.ids));
         let init = (adapter.method == Method::LoraSb).then(|| {
             let chosen = adapter.init.select(data.train.len(), adapter.seed);
+            ids.extend(chosen.iter().flat_map(|&index| &data.train[index].ids));
             let lengths = chosen.iter().map(|&index| data.train[index].ids.len());
             (lengths.sum(), largest_init_batch(resolved, &chosen))
         });
@@ -51,6 +68,8 @@ impl Forecast {
             train: largest_micro_batch(&data.train, train)?,
             evaluation: largest_eval_batch(&data.validation, train),
             init,
+            ids: &ids,
+            process: process + read,
         };
         Ok(Forecast {
             parameters: ParameterReport::new(model, adapter.method, adapter.rank, sites),
@@ -195,10 +214,16 @@ pub(crate) fn print_start(resolved: &Resolved, forecast: &Forecast) {
     display::line(&table(&rows));
 }
 
-/// Prints how a run ended.
-pub(crate) fn print_end(summary: &Summary, forecast: &Forecast, method: Method, rank: usize) {
+/// Prints how a run ended; `base` is the held-out loss of the base model, where training did not start from it.
+pub(crate) fn print_end(
+    summary: &Summary,
+    base: Option<f64>,
+    forecast: &Forecast,
+    method: Method,
+    rank: usize,
+) {
     let mut rows = vec![("trained", forecast.trained(method, rank))];
-    if let (Some(first), Some(last)) = (summary.first_eval_loss, summary.last_eval) {
+    if let (Some(first), Some(last)) = (base.or(summary.first_eval_loss), summary.last_eval) {
         let perplexity = |loss: f64| format!("{:.2}", loss.exp());
         rows.push((
             "held-out loss",
@@ -229,8 +254,19 @@ fn peak_line(forecast: &Forecast) -> String {
 
 /// The most memory that this process has had, in bytes; known on Linux.
 pub(crate) fn peak_memory() -> Option<usize> {
+    process_status("VmHWM:")
+}
+
+/// What this process takes at the moment, with everything that reading the data left behind given back.
+pub(crate) fn memory_in_use() -> usize {
+    lora_sb_kernels::heap::trim();
+    process_status("VmRSS:").unwrap_or(PROCESS_OVERHEAD)
+}
+
+/// An entry of the process's memory, in bytes; known on Linux.
+fn process_status(entry: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(entry))?;
     let kibibytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
 }

@@ -6,8 +6,8 @@ use crate::format::{Draft, End};
 use crate::tokenizer::{AddSpecial, Encoded, Tokenizer};
 use crate::{Error, Example, ExcessLength, Format, LoadOptions, Location, Report, Result, TrainOn};
 
-/// Drafts are tokenised together once they hold so much text: enough for every core, small in memory.
-const BATCH_BYTES: usize = 1 << 20;
+/// Drafts are tokenised together once they hold so much text: enough for every core, and some 20 MiB of memory.
+const BATCH_BYTES: usize = 1 << 18;
 
 /// Collects drafts and turns them into examples, in order.
 pub(crate) struct Encoder<'a> {

@@ -29,7 +29,8 @@
 //! ```
 //!
 //! From top to bottom: `source` reads records with their lines, `format` makes text of them and marks the
-//! answer, `chat` and `template` do so for chats, `tokenizer` and `encode` turn text into tokens and masks,
+//! answer, `chat` and `template` do so for chats, `tokenizer` (with `pieces` for long texts) and `encode` turn text into
+//! tokens and masks,
 //! `batch` orders them.
 
 mod batch;
@@ -39,6 +40,7 @@ mod error;
 mod example;
 mod format;
 mod load;
+mod pieces;
 mod preview;
 mod report;
 mod source;

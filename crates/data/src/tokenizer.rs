@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::pieces::{self, Tokens};
 use crate::template::{ChatTemplate, Date};
 use crate::{Error, Result};
 
@@ -236,21 +237,44 @@ impl Tokenizer {
         Ok(self.encode_batch(vec![text], special)?.pop().map(|encoded| encoded.ids).unwrap_or_default())
     }
 
-    /// Texts to tokens with their places, on all cores.
+    /// Texts to tokens with their places, on all cores; long texts in windows.
     pub(crate) fn encode_batch(&self, texts: Vec<&str>, special: AddSpecial) -> Result<Vec<Encoded>> {
-        let encodings = self
-            .inner
-            .encode_batch(texts, special == AddSpecial::Yes)
-            .map_err(|error| self.failed("the text cannot be encoded", error))?;
-        Ok(encodings.iter().map(|encoding| self.places(encoding)).collect())
+        let mut encoded = Vec::with_capacity(texts.len());
+        let mut encode = |texts: &[&str]| self.tokens(texts, special);
+        for group in texts.chunk_by(|a, b| a.len().max(b.len()) <= pieces::WINDOW) {
+            let long = group.iter().find(|text| text.len() > pieces::WINDOW);
+            let in_windows = long.map(|text| pieces::encode(text, &mut encode)).transpose()?.flatten();
+            match in_windows {
+                Some(tokens) => encoded.push(self.once(tokens)),
+                None => encoded.extend(encode(group)?.into_iter().map(|tokens| self.once(tokens))),
+            }
+        }
+        Ok(encoded)
     }
 
-    fn places(&self, encoding: &tokenizers::Encoding) -> Encoded {
-        let by_post_processor = encoding.get_special_tokens_mask();
-        let places = encoding.get_offsets().iter().zip(by_post_processor);
-        let mut places: Vec<_> =
-            places.map(|(&(start, end), &special)| (special == 0).then_some(start..end)).collect();
-        let mut ids = encoding.get_ids().to_vec();
+    /// Texts to tokens, each as one piece.
+    pub(crate) fn tokens(&self, texts: &[&str], special: AddSpecial) -> Result<Vec<Tokens>> {
+        let encodings = self
+            .inner
+            .encode_batch(texts.to_vec(), special == AddSpecial::Yes)
+            .map_err(|error| self.failed("the text cannot be encoded", error))?;
+        let tokens = |encoding: tokenizers::Encoding| {
+            let by_post_processor = encoding.get_special_tokens_mask();
+            let places = encoding.get_offsets().iter().zip(by_post_processor);
+            Tokens {
+                ids: encoding.get_ids().to_vec(),
+                places: places
+                    .map(|(&(start, end), &special)| (special == 0).then_some(start..end))
+                    .collect(),
+                words: encoding.get_word_ids().to_vec(),
+            }
+        };
+        Ok(encodings.into_iter().map(tokens).collect())
+    }
+
+    /// Tokens without a BOS or EOS that the text and the post-processor both wrote.
+    fn once(&self, tokens: Tokens) -> Encoded {
+        let Tokens { mut ids, mut places, .. } = tokens;
         let added_beside = |at: usize, text: usize, token: Option<u32>| {
             ids.len() >= 2
                 && Some(ids[at]) == token

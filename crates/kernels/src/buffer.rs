@@ -167,6 +167,11 @@ fn size_class(elements: usize) -> usize {
     elements.next_multiple_of(step)
 }
 
+/// Bytes that a tensor of `elements` `f32` values takes on a device.
+pub fn allocated_bytes(elements: usize) -> usize {
+    size_of::<f32>() * size_class(elements)
+}
+
 impl Recycler {
     /// Storage for `elements` values whose contents are unspecified.
     pub(crate) fn take(self: &Arc<Self>, elements: usize) -> Recycled {

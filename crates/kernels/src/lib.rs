@@ -41,6 +41,7 @@ mod cpu;
 mod device;
 mod dtype;
 mod error;
+pub mod heap;
 pub mod linalg;
 mod number;
 pub mod op;
@@ -49,8 +50,9 @@ mod shape;
 mod tensor;
 
 pub use accum::Accum;
-pub use buffer::SharedBytes;
+pub use buffer::{SharedBytes, allocated_bytes};
 pub use cpu::Cpu;
+pub use cpu::gemm::product_scratch_bytes;
 pub use device::{Kernels, Memory, Usage};
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -6,19 +6,22 @@
 //! f64, and the share of the best rank-r energy that was captured is printed (minutes for wide layers).
 
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{Anything, options, peak_rss_mb, row};
+use common::{Anything, options, row};
 use lora_sb_data::{Example, Location};
 use lora_sb_kernels::linalg::{SvdOptions, truncated_svd};
 use lora_sb_kernels::{Accum, Cpu, Elementwise, Generator, Linear, Memory, Stream, Tensor};
 use lora_sb_model::{Model, Storage};
 use lora_sb_tune::init::stream_gradients;
 use lora_sb_tune::{Convention, InitConfig};
+use memory::peak_rss_mb;
 
 fn main() -> Result<(), Anything> {
     let options = options()?;
@@ -80,12 +83,12 @@ fn main() -> Result<(), Anything> {
             "loss": estimate.loss / samples as f64,
         })
     );
-    memory(&model, estimate.tokens, kernels.usage().peak_bytes);
+    report_memory(&model, estimate.tokens, kernels.usage().peak_bytes);
     Ok(())
 }
 
 /// The peak beside what `ARCHITECTURE.md` promises: weights, one block's gradients, kept block inputs.
-fn memory(model: &Model, tokens: usize, peak_tensors: usize) {
+fn report_memory(model: &Model, tokens: usize, peak_tensors: usize) {
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let config = model.config();
     let weights: usize =

@@ -5,16 +5,19 @@
 //! prints one JSON line. The bases are random: a step costs the same whatever they hold.
 
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::{Anything, options, peak_rss_mb, row};
+use common::{Anything, options, row};
 use lora_sb_kernels::{AdamWStep, Cpu, Generator, Kernels, Stream, Tensor};
 use lora_sb_model::{Batch, Model, Recompute, Sequence, Storage};
 use lora_sb_tune::{AdapterConfig, InitConfig, Method, Targets, Tuned};
+use memory::peak_rss_mb;
 
 fn main() -> Result<(), Anything> {
     let start = Instant::now();
@@ -30,7 +33,8 @@ fn main() -> Result<(), Anything> {
     model.prepare(length)?;
     let mut tuned = adapt(model, kernels.as_ref(), rank)?;
     let mut moments: BTreeMap<String, (Tensor, Tensor)> = BTreeMap::new();
-    let (mut times, mut losses, mut first) = (Vec::new(), Vec::new(), None);
+    let ready = start.elapsed().as_secs_f64();
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
     for step in 0..warmup + steps {
         let begun = Instant::now();
         let rows: Vec<Vec<u32>> =
@@ -44,7 +48,6 @@ fn main() -> Result<(), Anything> {
         update(&mut tuned, kernels.as_ref(), &mut moments, step as u64 + 1)?;
         times.push(begun.elapsed().as_secs_f64());
         losses.push((loss * 1e6).round() / 1e6);
-        first.get_or_insert(start.elapsed().as_secs_f64());
     }
     let mut measured = times.split_off(warmup);
     measured.sort_by(f64::total_cmp);
@@ -59,7 +62,7 @@ fn main() -> Result<(), Anything> {
             "fastest": rate(measured[0]),
             "peak_rss_mb": peak_rss_mb(),
             "peak_tensors_mb": usage.peak_bytes as f64 / f64::from(1 << 20),
-            "first_step_done_s": first,
+            "ready_s": ready,
             "losses": losses,
         })
     );

@@ -11,6 +11,49 @@
 //! | [`init`] | where an adapter starts: the streamed gradient, and the starting values of each method |
 //! | [`export`] | the native adapter directory, PEFT directories, merged models |
 //! | [`config`], [`optim`], [`train`], [`eval`], [`plan`], [`run`] | a training run |
+//!
+//! # Example
+//!
+//! One plain gradient step on the R of a tiny random model:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use lora_sb_data::{Example, Location};
+//! use lora_sb_kernels::Cpu;
+//! use lora_sb_model::{Batch, Config, Model, Recompute, Sequence};
+//! use lora_sb_tune::{AdapterConfig, Convention, InitConfig, Method, Targets, Tuned};
+//!
+//! let config = Config::from_json(
+//!     br#"{
+//!         "model_type": "llama", "vocab_size": 13, "hidden_size": 8, "intermediate_size": 12,
+//!         "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32
+//!     }"#,
+//! )?;
+//! let model = Model::random(config, Arc::new(Cpu::new(1)?), 7)?;
+//!
+//! let source = Location { file: std::path::Path::new("toy").into(), line: 1, element: None };
+//! let example = Example { ids: vec![1, 5, 3, 12], trained: vec![false, true, true, true], source };
+//!
+//! let adapter = AdapterConfig {
+//!     method: Method::LoraSb,
+//!     rank: 4,
+//!     lora_alpha: 4.0,
+//!     target_modules: Targets::parse("q_proj,v_proj,down_proj"),
+//!     init: InitConfig { samples: 1, convention: Convention::PerSample, eta: 1e-3, max_tokens: 1024 },
+//!     seed: 42,
+//! };
+//! let mut tuned = Tuned::adapt(model, &adapter, std::slice::from_ref(&example), &mut |_| ())?;
+//! assert_eq!(tuned.trained_parameters(), 6 * 4 * 4); // r^2 for each of six matrices
+//!
+//! let kernels = tuned.model.kernels().clone();
+//! let sequence = Sequence { ids: &example.ids, trained: &example.trained, weight: 1.0 / 3.0 };
+//! let batch = Batch::pack(&*kernels, &[sequence])?;
+//! let before = tuned.loss_and_gradients(&batch, Recompute::None)?;
+//! tuned.visit(&mut |_name, value, gradient| Ok(kernels.add(-0.1, gradient, value)?))?;
+//! assert!(tuned.loss(&batch)? < before);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod adapter;
 pub mod config;

@@ -203,8 +203,11 @@ fn law_another_base_is_refused() {
     assert!(matches!(native::load(dir.path(), model), Err(Error::BaseMismatch { .. })));
 }
 
+/// Tensors of a file: name, shape, values.
+type Written = Vec<(String, Vec<usize>, Vec<f32>)>;
+
 /// Writes the tensors of a file again, with a change.
-fn rewrite(path: &Path, change: impl Fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>)) {
+fn rewrite(path: &Path, change: impl Fn(&mut Written)) {
     let bytes = std::fs::read(path).unwrap();
     let length = bytes.len();
     let bytes = SharedBytes::new(Arc::new(bytes), 0..length).unwrap();
@@ -231,7 +234,7 @@ fn check_strictness(
     save: impl Fn(&Path),
     load: impl Fn(&Path) -> Result<Tuned, Error>,
 ) {
-    let damaged = |change: &dyn Fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>)| {
+    let damaged = |change: &dyn Fn(&mut Written)| {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path());
         rewrite(&dir.path().join(tensors), change);

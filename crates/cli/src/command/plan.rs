@@ -29,13 +29,14 @@ pub(crate) fn run(settings: SettingsArgs, sources: Sources) -> Result<ExitCode> 
     for warning in &resolved.warnings {
         display::warn(warning);
     }
+    let process = report::memory_in_use();
     let (sites, element) = if resolved.random_weights {
         (model.sites(), 4)
     } else {
         let model = base.load(base::device(Some(resolved.threads))?, Storage::Mapped)?;
         (resolved.sites(&model)?, report::element_size(&model))
     };
-    let forecast = Forecast::new(&resolved, &sites, element)?;
+    let forecast = Forecast::new(&resolved, &sites, element, process)?;
     display::line(&format!("{}Run{:#}", display::HEADING, display::HEADING));
     report::print_start(&resolved, &forecast);
     display::heading("Memory");

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use lora_sb_data::Example;
 use lora_sb_model::{Model, Storage};
+use lora_sb_tune::eval::loss_of;
 use lora_sb_tune::export::merge;
 use lora_sb_tune::run::{Checkpoint, RunDirectory};
 use lora_sb_tune::train::{Summary, train};
@@ -68,13 +69,21 @@ pub(crate) fn run(mut settings: SettingsArgs, sources: Sources) -> Result<ExitCo
     let stop = interrupt::stop_flag()?;
     let clock = WallClock::start();
     let mut session = Session::open(resolved, checkpoint.as_ref(), shown)?;
-    let before = session.sample()?;
+    let before = session.before()?;
     let mut tuned = session.tuned(checkpoint.as_ref())?;
     let Session { resolved, run, progress, .. } = &mut session;
     let ended = train(&mut tuned, &resolved.data, &resolved.train, run, checkpoint, progress, &clock, &stop);
     session.progress.clear();
     let summary = ended?;
     session.finish(&tuned, &summary, before)
+}
+
+/// The base model, before anything is trained.
+struct Before {
+    /// Its continuation of the sample's prompt, where there is one.
+    sample: Option<String>,
+    /// Its held-out loss, where training does not start from it.
+    loss: Option<f64>,
 }
 
 /// A run between its plan and its end.
@@ -92,6 +101,7 @@ impl Session {
     /// Loads the model, checks what can be checked, makes or opens the directory, and says what will be done.
     fn open(resolved: Resolved, checkpoint: Option<&Checkpoint>, shown: Shown) -> Result<Self> {
         let Resolved { base, train, adapter, plan, .. } = &resolved;
+        let process = report::memory_in_use();
         let kernels = base::device(Some(resolved.threads))?;
         let mut model = match (resolved.random_weights, adapter.method) {
             (true, _) => Model::random(resolved.model.clone(), kernels, train.seed)?,
@@ -102,7 +112,7 @@ impl Session {
             display::warn(warning);
         }
         let sites = resolved.sites(&model)?;
-        let forecast = Forecast::new(&resolved, &sites, report::element_size(&model))?;
+        let forecast = Forecast::new(&resolved, &sites, report::element_size(&model), process)?;
         if let Some(prompt) = &resolved.sample_prompt {
             let tokens = text::prompt_ids(&resolved.tokenizer, &model, prompt)?.len();
             model.prepare(tokens + text::SAMPLE_TOKENS)?;
@@ -158,6 +168,24 @@ impl Session {
         }
     }
 
+    /// What the base model does. LoRA-SB starts a simulated step away from it, so what its training starts from
+    /// is not the base.
+    fn before(&mut self) -> Result<Before> {
+        let sample = self.sample()?;
+        let Resolved { data, train, adapter, .. } = &self.resolved;
+        let Some(model) = self.model.as_mut().filter(|_| adapter.method == Method::LoraSb) else {
+            return Ok(Before { sample, loss: None });
+        };
+        let longest = data.validation.iter().map(|example| example.ids.len()).max().unwrap_or(0);
+        model.prepare(longest)?;
+        let batch_size = train.per_device_eval_batch_size;
+        let loss = loss_of(model, &lora_sb_model::Frozen, &data.validation, batch_size)?.value();
+        if let Some(loss) = loss {
+            self.progress.line(&format!("base model: held-out loss {loss:.4}"));
+        }
+        Ok(Before { sample, loss })
+    }
+
     /// How the base model continues the sample's prompt.
     fn sample(&self) -> Result<Option<String>> {
         let Some(model) = self.model.as_ref().filter(|_| self.shown != Shown::Nothing) else {
@@ -170,7 +198,7 @@ impl Session {
     }
 
     /// Writes what the run came to and says so.
-    fn finish(self, tuned: &Tuned, summary: &Summary, before: Option<String>) -> Result<ExitCode> {
+    fn finish(self, tuned: &Tuned, summary: &Summary, before: Before) -> Result<ExitCode> {
         let Resolved { base, tokenizer, train, adapter, sample_prompt, output_dir, .. } = &self.resolved;
         let code = if summary.stopped { ExitCode::from(interrupt::INTERRUPTED) } else { ExitCode::SUCCESS };
         let mut result = summary.adapter.clone();
@@ -187,8 +215,8 @@ impl Session {
             return Ok(code);
         }
         display::line("");
-        report::print_end(summary, &self.forecast, adapter.method, adapter.rank);
-        if let (Some(prompt), Some(before)) = (sample_prompt, before) {
+        report::print_end(summary, before.loss, &self.forecast, adapter.method, adapter.rank);
+        if let (Some(prompt), Some(before)) = (sample_prompt, before.sample) {
             let after = text::continuation(&tuned.model, tuned.hook(), tokenizer, prompt, train.seed)?;
             for (title, text) in [("Before", before), ("After", after)] {
                 display::heading(title);

@@ -5,5 +5,7 @@ mod common;
 mod end_to_end;
 #[cfg(unix)]
 mod interruption;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod memory;
 mod output;
 mod recipes;

@@ -1,4 +1,4 @@
-//! What the benchmarks share: arguments, the token stream, the peak of memory.
+//! What the examples share: arguments and the token stream.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -26,11 +26,4 @@ pub(crate) fn row(stream: u64, number: usize, length: usize, vocabulary: usize) 
         5 + ((z ^ (z >> 31)) % (vocabulary as u64 - 5)) as u32
     };
     (0..length).map(id).collect()
-}
-
-/// The largest resident set of this process, in MiB; 0 where the system does not tell.
-pub(crate) fn peak_rss_mb() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
 }

@@ -1,7 +1,7 @@
 //! Loss on held-out examples.
 
 use lora_sb_data::Example;
-use lora_sb_model::{Batch, Sequence};
+use lora_sb_model::{Batch, LinearHook, Model, Sequence};
 
 use crate::{Result, Tuned};
 
@@ -44,35 +44,48 @@ impl Mean {
     }
 }
 
+/// The mean loss of a tuned model over all labelled tokens of `examples`; see [`loss_of`].
+///
+/// # Errors
+/// As there.
+pub fn held_out_loss(tuned: &Tuned, examples: &[Example], batch_size: usize) -> Result<Mean> {
+    loss_of(&tuned.model, tuned.hook(), examples, batch_size)
+}
+
 /// The mean loss over all labelled tokens of `examples`, in batches of `batch_size` examples in their order.
 ///
 /// The model must have been prepared for the longest of them.
 ///
 /// # Errors
 /// Where the model fails.
-pub fn held_out_loss(tuned: &Tuned, examples: &[Example], batch_size: usize) -> Result<Mean> {
+pub fn loss_of(
+    model: &Model,
+    hook: &dyn LinearHook,
+    examples: &[Example],
+    batch_size: usize,
+) -> Result<Mean> {
     let mut mean = Mean::default();
     for chunk in examples.chunks(batch_size.max(1)) {
-        mean.add(batch_loss(tuned, chunk)?);
+        mean.add(batch_loss(model, hook, chunk)?);
     }
     Ok(mean)
 }
 
 /// The same of one batch.
-pub(crate) fn batch_loss(tuned: &Tuned, examples: &[Example]) -> Result<Mean> {
-    let batch = pack(tuned, examples, 1.0)?;
-    Ok(Mean::of_sum(tuned.loss(&batch)?, batch.labelled() as u64))
+pub(crate) fn batch_loss(model: &Model, hook: &dyn LinearHook, examples: &[Example]) -> Result<Mean> {
+    let batch = pack(model, examples, 1.0)?;
+    Ok(Mean::of_sum(model.loss(&batch, hook)?, batch.labelled() as u64))
 }
 
 /// One batch of examples, each labelled token's loss multiplied by `weight`.
 pub(crate) fn pack<'a>(
-    tuned: &Tuned,
+    model: &Model,
     examples: impl IntoIterator<Item = &'a Example>,
     weight: f32,
 ) -> Result<Batch> {
     let sequence = |example: &'a Example| Sequence { ids: &example.ids, trained: &example.trained, weight };
     let sequences: Vec<_> = examples.into_iter().map(sequence).collect();
-    Ok(Batch::pack(tuned.model.kernels().as_ref(), &sequences)?)
+    Ok(Batch::pack(model.kernels().as_ref(), &sequences)?)
 }
 
 /// Tokens of an example that are in the loss. Nothing predicts the first one, whatever its flag says.

@@ -5,20 +5,23 @@
 //! | initialisation (LoRA-SB) | the kept block inputs, one block's gradients, the adapter so far, and one micro-batch's or one factorisation's working set |
 //! | training | what is trained, with gradient and two moments; A and B; the activations of the largest micro-batch |
 //! | evaluation | the same without activations, and one block's working set of the largest batch |
+//!
+//! The peak is within 10 % of what Linux counts for the process (`VmHWM`): tested on three small shapes, and measured
+//! within 3 % on the four of `records/2026-11-23-memory.md`. Not counted are the scores that a thread holds while it
+//! computes attention, about 256 floats for each token of the longest sequence.
 
 use lora_sb_data::Example;
 use lora_sb_kernels::linalg::SvdOptions;
-use lora_sb_model::{Config, Recompute, Site, Storage, memory};
+use lora_sb_kernels::{allocated_bytes, product_scratch_bytes};
+use lora_sb_model::memory::{self, Pass, Trained};
+use lora_sb_model::{Config, Recompute, Site, Storage};
 
-use super::parameters::trained;
 use crate::Method;
+use crate::adapter::Part;
 use crate::eval::labelled_tokens;
 
-/// Bytes of a trained, kept or computed value.
-const F32: usize = 4;
-
-/// Bytes that the process takes beside weights and tensors: program and threads (14 MiB measured with two
-/// threads and a model of a few kilobytes), and room for a tokenizer and the examples.
+/// Bytes that the process takes beside weights and tensors where the system does not tell: program and threads
+/// (14 MiB measured with two threads and a model of a few kilobytes), and room for a tokenizer and the examples.
 pub const PROCESS_OVERHEAD: usize = 24 << 20;
 
 /// The size of a packed batch.
@@ -66,12 +69,18 @@ pub struct MemoryRequest<'a> {
     pub evaluation: BatchSize,
     /// LoRA-SB's initialisation: tokens of all its samples, and its largest micro-batch.
     pub init: Option<(usize, BatchSize)>,
+    /// Ids of all tokens that the run meets, as often as they like: mapped rows of an embedding that nobody reads
+    /// take no memory.
+    pub ids: &'a [u32],
+    /// Bytes that the process takes before the weights are read: program, tokenizer, examples. Measured where the
+    /// system tells, else [`PROCESS_OVERHEAD`].
+    pub process: usize,
 }
 
 /// Bytes by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// The base model's weights; mapped ones count in full, since all of them are read.
+    /// The base model's weights; mapped ones count as far as they are read.
     pub weights: usize,
     /// The frozen A and B.
     pub frozen: usize,
@@ -87,6 +96,8 @@ pub struct MemoryPlan {
     pub evaluation: usize,
     /// What the initialisation takes at its largest beside the weights, what it has made so far included.
     pub initialisation: usize,
+    /// The copy of one tensor at a time while a checkpoint is written; activations stay with the device then.
+    pub copied: usize,
     /// The process itself.
     pub process: usize,
 }
@@ -94,28 +105,34 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Adds up a run.
     pub fn new(request: &MemoryRequest<'_>) -> Self {
-        let MemoryRequest { config, method, rank, sites, recompute, train, evaluation, .. } = *request;
-        let values = trained(config, method, rank, sites);
-        let stored: usize =
-            sites.iter().map(|&site| method.stored_values(rank, config.site_shape(site))).sum();
-        let (trained, frozen) = match method {
-            // The trained values are the model's own weights.
-            Method::Full => (0, 0),
-            _ => (F32 * values, F32 * (stored - values)),
+        let MemoryRequest { config, method, recompute, train, evaluation, .. } = *request;
+        let (frozen, trained) = adapter(request);
+        let own = memory::weights(config, Storage::Trainable, size_of::<f32>());
+        let gradients = if method == Method::Full { own } else { trained };
+        let reads = reads(method);
+        let ids = request.ids.iter().copied();
+        let unread = match request.storage {
+            Storage::Mapped => memory::embedding_unread(config, request.file_element, ids),
+            Storage::Trainable => 0,
         };
         MemoryPlan {
-            weights: memory::weights(config, request.storage, request.file_element),
+            weights: memory::weights(config, request.storage, request.file_element) - unread,
             frozen,
             trained,
-            gradients: F32 * values,
-            optimizer: 2 * F32 * values,
-            activations: memory::activations(config, train.tokens, train.labelled, recompute)
-                + hook_saved(request),
-            evaluation: memory::block_saved(config, evaluation.tokens)
-                + memory::block_temporary(config, evaluation.tokens)
-                    .max(memory::head(config, evaluation.labelled)),
+            gradients,
+            optimizer: 2 * gradients,
+            activations: memory::activations(config, train.tokens, train.labelled, recompute, reads)
+                + hook_saved(request, train.tokens, recompute),
+            evaluation: (memory::block_saved(config, evaluation.tokens)
+                + memory::block_temporary(config, evaluation.tokens, Pass::Forward))
+            .max(memory::head(config, evaluation.tokens, evaluation.labelled, Pass::Forward))
+                + hook_saved(request, evaluation.tokens, Recompute::Block),
             initialisation: request.init.map_or(0, |(tokens, batch)| initialisation(request, tokens, batch)),
-            process: PROCESS_OVERHEAD,
+            copied: match method {
+                Method::Full => size_of::<f32>() * memory::largest_parameter(config),
+                _ => 0,
+            },
+            process: request.process,
         }
     }
 
@@ -127,7 +144,7 @@ impl MemoryPlan {
     /// Bytes of training at its largest.
     pub fn train_peak(&self) -> usize {
         let state = self.frozen + self.trained + self.gradients + self.optimizer;
-        self.process + self.weights + state + self.activations.max(self.evaluation)
+        self.process + self.weights + state + self.copied + self.activations.max(self.evaluation)
     }
 
     /// Bytes of the run at its largest.
@@ -136,42 +153,86 @@ impl MemoryPlan {
     }
 }
 
-/// The `[T, r]` product that each site keeps: of all blocks, or of the one at hand where blocks are recomputed.
-fn hook_saved(request: &MemoryRequest<'_>) -> usize {
+/// What the backward pass of a method reads.
+fn reads(method: Method) -> Trained {
+    match method {
+        Method::Full => Trained::Everything,
+        Method::Lora => Trained::OfInputs,
+        Method::LoraXs | Method::LoraSb => Trained::OfProducts,
+    }
+}
+
+/// Bytes of one part of an adapter at a site.
+fn part(request: &MemoryRequest<'_>, part: Part, site: Site) -> usize {
+    let [rows, columns] = part.shape(request.rank, request.config.site_shape(site));
+    allocated_bytes(rows * columns)
+}
+
+/// Bytes of what an adapter holds at a site: frozen, and trained.
+fn adapter_of(request: &MemoryRequest<'_>, site: Site) -> (usize, usize) {
+    let [a, b, r] = [Part::A, Part::B, Part::R].map(|which| part(request, which, site));
+    match request.method {
+        // The trained values are the model's own weights.
+        Method::Full => (0, 0),
+        Method::Lora => (0, a + b),
+        Method::LoraXs | Method::LoraSb => (a + b, r),
+    }
+}
+
+fn adapter(request: &MemoryRequest<'_>) -> (usize, usize) {
+    let sites = request.sites.iter().map(|&site| adapter_of(request, site));
+    sites.fold((0, 0), |sum, site| (sum.0 + site.0, sum.1 + site.1))
+}
+
+/// The `[T, r]` product that each site keeps, of all blocks or of the one at hand where blocks are recomputed,
+/// and the one that a site computes beside it.
+fn hook_saved(request: &MemoryRequest<'_>, tokens: usize, recompute: Recompute) -> usize {
     if request.method == Method::Full {
         return 0;
     }
     let layers = request.config.num_hidden_layers;
     let in_layer = |layer| request.sites.iter().filter(|site| site.layer == layer).count();
-    let sites = match request.recompute {
+    let sites = match recompute {
         Recompute::None => request.sites.len(),
         Recompute::Block => (0..layers).map(in_layer).max().unwrap_or(0),
     };
-    F32 * request.train.tokens * request.rank * sites
+    allocated_bytes(tokens * request.rank) * (sites + 1)
 }
 
 /// The largest moment of the streamed initialisation; blocks go from the last to the first. As it goes, the
 /// kept inputs become fewer and the adapter grows.
 fn initialisation(request: &MemoryRequest<'_>, tokens: usize, batch: BatchSize) -> usize {
-    let MemoryRequest { config, method, rank, sites, .. } = *request;
-    let layers = config.num_hidden_layers;
-    let stream = F32 * tokens * config.hidden_size; // one [T, D] of all samples
-    let block = memory::block_saved(config, batch.tokens) + memory::block_temporary(config, batch.tokens);
-    let head = memory::head(config, batch.labelled) + F32 * batch.tokens * config.hidden_size;
+    let MemoryRequest { config, rank, sites, .. } = *request;
+    let (layers, width) = (config.num_hidden_layers, config.hidden_size);
+    let one = allocated_bytes(batch.tokens * width); // [T, D] of a micro-batch
+    let whole = tokens / batch.tokens.max(1);
+    let stream = whole * one + allocated_bytes((tokens - whole * batch.tokens) * width); // of all samples
+    let pass = Pass::Both(Trained::OfInputs);
+    let saved = memory::block_saved(config, batch.tokens);
+    let block = saved + memory::block_temporary(config, batch.tokens, pass);
     let lowest = sites.iter().map(|site| site.layer).min().unwrap_or(0);
+    // The last micro-batch's forward: the gradients of the others wait for it.
+    let forward = saved + memory::block_temporary(config, batch.tokens, Pass::Forward) - one;
+    let head = memory::head(config, batch.tokens, batch.labelled, pass);
+    let mut largest = (layers - lowest) * stream + stream.saturating_sub(one) + forward.max(head);
     let mut adapter = 0;
-    let mut largest = (layers - lowest) * stream + stream + block.max(head);
     for layer in (lowest..layers).rev() {
-        let shapes: Vec<_> =
-            sites.iter().filter(|site| site.layer == layer).map(|&site| config.site_shape(site)).collect();
-        let gradients: usize = shapes.iter().map(|(out, input)| F32 * out * input).sum();
-        let kept = (layer - lowest) * stream + stream + adapter;
-        let made: usize = shapes.iter().map(|&shape| F32 * method.stored_values(rank, shape)).sum();
-        let factorising = shapes.iter().map(|&shape| factorisation(shape, rank)).max().unwrap_or(0);
+        let in_layer = || sites.iter().copied().filter(|site| site.layer == layer);
+        let shapes = || in_layer().map(|site| config.site_shape(site));
+        let gradients: usize = shapes().map(|(out, input)| allocated_bytes(out * input)).sum();
+        // The first micro-batch: its own input and gradient are among what the block counts.
+        let inputs = (layer - lowest + 1) * stream + stream;
+        largest = largest.max(adapter + gradients + inputs.saturating_sub(2 * one) + block);
         // Each site's gradient goes as its factors come, so the two do not add up.
-        largest = largest.max(kept + gradients + block.max(factorising));
-        adapter += made;
-        largest = largest.max(kept + made);
+        let factorising = shapes().map(|shape| factorisation(shape, rank)).max().unwrap_or(0);
+        largest = largest.max(adapter + gradients + inputs - stream + factorising);
+        adapter += in_layer()
+            .map(|site| {
+                let (frozen, trained) = adapter_of(request, site);
+                frozen + 2 * trained // R with its gradient
+            })
+            .sum::<usize>();
+        largest = largest.max(adapter + inputs - stream);
     }
     largest
 }
@@ -181,5 +242,7 @@ fn initialisation(request: &MemoryRequest<'_>, tokens: usize, batch: BatchSize) 
 fn factorisation((out, input): (usize, usize), rank: usize) -> usize {
     let (small, large) = (out.min(input), out.max(input));
     let block = (rank + ((rank as f64 * SvdOptions::default().oversampling) as usize).max(8)).min(small);
-    F32 * (small * small + 5 * block * small + block * large)
+    let product = product_scratch_bytes(small, small, large).max(product_scratch_bytes(block, large, small));
+    let vectors = 5 * allocated_bytes(block * small) + allocated_bytes(block * large);
+    allocated_bytes(small * small) + vectors + product
 }

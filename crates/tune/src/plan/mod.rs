@@ -3,6 +3,8 @@
 mod memory;
 mod parameters;
 
+use std::collections::BTreeSet;
+
 use lora_sb_data::Example;
 
 pub use self::memory::{BatchSize, MemoryPlan, MemoryRequest, PROCESS_OVERHEAD};
@@ -26,6 +28,22 @@ pub fn largest_micro_batch(examples: &[Example], config: &TrainConfig) -> Result
         }
     }
     Ok(largest)
+}
+
+/// The ids, in order and each once, of all tokens that a run over `examples` will meet in training.
+///
+/// # Errors
+/// Settings out of range; no example.
+pub fn ids_met(examples: &[Example], config: &TrainConfig) -> Result<Vec<u32>> {
+    config.validate()?;
+    let mut cursor = Cursor::new(examples.len(), config)?;
+    let mut met = vec![false; examples.len()];
+    for step in 0..config.total_steps(examples.len()) {
+        cursor.step(step).indices.iter().for_each(|&index| met[index] = true);
+    }
+    let met = examples.iter().zip(met).filter(|(_, met)| *met);
+    let ids: BTreeSet<u32> = met.flat_map(|(example, _)| example.ids.iter().copied()).collect();
+    Ok(ids.into_iter().collect())
 }
 
 /// The largest batch of an evaluation.

@@ -55,7 +55,7 @@ pub fn gradients_of_step(
 }
 
 fn accumulate(tuned: &mut Tuned, examples: &[&Example], weight: f32, recompute: Recompute) -> Result<f64> {
-    let batch = pack(tuned, examples.iter().copied(), weight)?;
+    let batch = pack(&tuned.model, examples.iter().copied(), weight)?;
     tuned.loss_and_gradients(&batch, recompute)
 }
 

@@ -186,7 +186,7 @@ impl<'a> Trainer<'a> {
         let step = self.state.step;
         let mut mean = Mean::default();
         for chunk in self.data.validation.chunks(self.config.per_device_eval_batch_size) {
-            let part = batch_loss(self.tuned, chunk)?;
+            let part = batch_loss(&self.tuned.model, self.tuned.hook(), chunk)?;
             if !part.value().is_some_and(f64::is_finite) {
                 let (found, saved) = (part.value().unwrap_or(f64::NAN), self.whereabouts());
                 let examples = chunk.iter().map(|example| example.source.clone()).collect();

@@ -25,9 +25,13 @@ pub(crate) fn golden(family: &str) -> Option<PathBuf> {
     if dir.join("model/config.json").is_file() {
         return Some(dir);
     }
-    // Not `eprintln!`: the test runner captures that one.
-    writeln!(std::io::stderr(), "SKIPPED golden {family}: {} is missing", dir.display()).unwrap();
+    say(&format!("SKIPPED golden {family}: {} is missing", dir.display()));
     None
+}
+
+/// A line on the terminal. The test runner captures what the printing macros write, but not this.
+pub(crate) fn say(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// The golden model of a family.
@@ -126,7 +130,12 @@ pub(crate) fn weighted_batch(
 }
 
 /// Plain AdamW steps over batches in turn: the loss before each step, and after the last.
-pub(crate) fn adamw_losses(tuned: &mut Tuned, batches: &[Batch], steps: usize, learning_rate: f64) -> Vec<f64> {
+pub(crate) fn adamw_losses(
+    tuned: &mut Tuned,
+    batches: &[Batch],
+    steps: usize,
+    learning_rate: f64,
+) -> Vec<f64> {
     let kernels = tuned.model.kernels().clone();
     let mut moments: BTreeMap<String, (Tensor, Tensor)> = BTreeMap::new();
     let mut losses = Vec::new();

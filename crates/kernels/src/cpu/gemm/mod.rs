@@ -16,7 +16,7 @@ pub(crate) use output::{Output, SharedRows};
 pub(crate) use pack::View;
 
 use crate::Accum;
-use crate::buffer::Recycler;
+use crate::buffer::{Recycler, allocated_bytes};
 use micro::{Micro, TILE};
 use pack::{Side, pack_panel};
 use std::sync::Arc;
@@ -49,49 +49,15 @@ pub(crate) fn gemm(
     accum: Accum,
     c: Output<'_>,
 ) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    if m * n * k < SERIAL_BELOW || pool.current_num_threads() == 1 {
+    if a.rows * b.columns * a.columns < SERIAL_BELOW || pool.current_num_threads() == 1 {
         return gemm_serial(&mut Scratch::default(), a, b, alpha, accum, c);
     }
     let product = Product::new(a, b, alpha, c);
-    if product.nothing_to_sum(accum) {
-        return;
-    }
-    let micro = product.micro;
-    let depth = k.min(DEPTH);
-    let mut packed_a = recycler.take(m.next_multiple_of(micro.rows) * depth);
-    let mut packed_b = recycler.take(n.min(COLUMNS).next_multiple_of(micro.columns) * depth);
-    let (packed_a, packed_b) = (packed_a.as_mut_slice(), packed_b.as_mut_slice());
+    let (packed_a, packed_b) = product.micro.packed_sizes(product.m, product.n, product.k);
+    let (mut packed_a, mut packed_b) = (recycler.take(packed_a), recycler.take(packed_b));
     pool.install(|| {
-        for (block, k0) in (0..k).step_by(DEPTH).enumerate() {
-            let depth = DEPTH.min(k - k0);
-            let accum = if block == 0 { accum } else { Accum::Add };
-            let panels = packed_a.par_chunks_mut(micro.rows * depth).enumerate();
-            panels
-                .take(m.div_ceil(micro.rows))
-                .for_each(|(p, out)| pack_panel(&a, Side::A, p, micro.rows, k0, depth, out));
-            for n0 in (0..n).step_by(COLUMNS) {
-                let columns = COLUMNS.min(n - n0);
-                let first = n0 / micro.columns;
-                let panels = packed_b.par_chunks_mut(micro.columns * depth).enumerate();
-                panels.take(columns.div_ceil(micro.columns)).for_each(|(p, out)| {
-                    pack_panel(&b, Side::B, first + p, micro.columns, k0, depth, out);
-                });
-                let tasks = product.tasks(columns);
-                let (packed_a, packed_b) = (&*packed_a, &*packed_b);
-                (0..tasks.0 * tasks.1).into_par_iter().for_each(|task| {
-                    product.run_task(
-                        task / tasks.1,
-                        task % tasks.1,
-                        (n0, columns),
-                        depth,
-                        packed_a,
-                        packed_b,
-                        accum,
-                    );
-                });
-            }
-        }
+        let each = |count, work: Work<'_>| (0..count).into_par_iter().for_each(work);
+        product.run(&a, &b, accum, packed_a.as_mut_slice(), packed_b.as_mut_slice(), &each);
     });
 }
 
@@ -104,40 +70,32 @@ pub(crate) fn gemm_serial(
     accum: Accum,
     c: Output<'_>,
 ) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
     let product = Product::new(a, b, alpha, c);
-    if product.nothing_to_sum(accum) {
-        return;
-    }
-    let micro = product.micro;
-    let depth = k.min(DEPTH);
-    let reserve = |buffer: &mut Vec<f32>, length| {
+    let (packed_a, packed_b) = product.micro.packed_sizes(product.m, product.n, product.k);
+    for (buffer, length) in [(&mut scratch.a, packed_a), (&mut scratch.b, packed_b)] {
         if buffer.len() < length {
             buffer.resize(length, 0.0);
         }
-    };
-    reserve(&mut scratch.a, m.next_multiple_of(micro.rows) * depth);
-    reserve(&mut scratch.b, n.min(COLUMNS).next_multiple_of(micro.columns) * depth);
-    for (block, k0) in (0..k).step_by(DEPTH).enumerate() {
-        let depth = DEPTH.min(k - k0);
-        let accum = if block == 0 { accum } else { Accum::Add };
-        for (p, out) in scratch.a.chunks_mut(micro.rows * depth).take(m.div_ceil(micro.rows)).enumerate() {
-            pack_panel(&a, Side::A, p, micro.rows, k0, depth, out);
-        }
-        for n0 in (0..n).step_by(COLUMNS) {
-            let columns = COLUMNS.min(n - n0);
-            let panels = scratch.b.chunks_mut(micro.columns * depth).take(columns.div_ceil(micro.columns));
-            for (p, out) in panels.enumerate() {
-                pack_panel(&b, Side::B, n0 / micro.columns + p, micro.columns, k0, depth, out);
-            }
-            let tasks = product.tasks(columns);
-            for task in 0..tasks.0 * tasks.1 {
-                let place = (task / tasks.1, task % tasks.1);
-                product.run_task(place.0, place.1, (n0, columns), depth, &scratch.a, &scratch.b, accum);
-            }
-        }
+    }
+    product.run(&a, &b, accum, &mut scratch.a, &mut scratch.b, &|count, work| (0..count).for_each(work));
+}
+
+/// Bytes that the product of `[M, K]` and `[K, N]` takes beside its operands and its result: the packed blocks.
+pub fn product_scratch_bytes(m: usize, n: usize, k: usize) -> usize {
+    let (packed_a, packed_b) = Micro::detect().packed_sizes(m, n, k);
+    allocated_bytes(packed_a) + allocated_bytes(packed_b)
+}
+
+impl Micro {
+    /// Floats of the packed blocks of A `[M, K]` and B `[K, N]`.
+    fn packed_sizes(&self, m: usize, n: usize, k: usize) -> (usize, usize) {
+        let depth = k.min(DEPTH);
+        (m.next_multiple_of(self.rows) * depth, n.min(COLUMNS).next_multiple_of(self.columns) * depth)
     }
 }
+
+/// What is done for each number of a range, on any thread and in any order.
+type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// A product whose operands' sizes have been checked against each other.
 struct Product<'c> {
@@ -155,6 +113,49 @@ impl<'c> Product<'c> {
         assert_eq!(b.rows, k, "gemm: B has {} rows, A has K={k} columns", b.rows);
         assert!(c.holds(m, n), "gemm: C is too small for M={m}, N={n}");
         Product { micro: Micro::detect(), m, n, k, alpha, c: c.share() }
+    }
+
+    /// Packs and multiplies block by block; `each(count, work)` does `work` for all numbers below `count`.
+    #[expect(unsafe_code, reason = "panels are packed by several tasks into one buffer")]
+    fn run(
+        &self,
+        a: &View<'_>,
+        b: &View<'_>,
+        accum: Accum,
+        packed_a: &mut [f32],
+        packed_b: &mut [f32],
+        each: &dyn Fn(usize, Work<'_>),
+    ) {
+        if self.nothing_to_sum(accum) {
+            return;
+        }
+        let micro = self.micro;
+        for (block, k0) in (0..self.k).step_by(DEPTH).enumerate() {
+            let depth = DEPTH.min(self.k - k0);
+            let accum = if block == 0 { accum } else { Accum::Add };
+            let panel = micro.rows * depth;
+            let panels = Output::rows(packed_a, panel).share();
+            each(self.m.div_ceil(micro.rows), &|p| {
+                // SAFETY: each panel is one task's.
+                pack_panel(a, Side::A, p, micro.rows, k0, depth, unsafe { panels.slice(p * panel, panel) });
+            });
+            for n0 in (0..self.n).step_by(COLUMNS) {
+                let columns = COLUMNS.min(self.n - n0);
+                let (first, panel) = (n0 / micro.columns, micro.columns * depth);
+                let panels = Output::rows(packed_b, panel).share();
+                each(columns.div_ceil(micro.columns), &|p| {
+                    // SAFETY: each panel is one task's.
+                    let out = unsafe { panels.slice(p * panel, panel) };
+                    pack_panel(b, Side::B, first + p, micro.columns, k0, depth, out);
+                });
+                let tasks = self.tasks(columns);
+                let (packed_a, packed_b) = (&*packed_a, &*packed_b);
+                each(tasks.0 * tasks.1, &|task| {
+                    let (row, column) = (task / tasks.1, task % tasks.1);
+                    self.run_task(row, column, (n0, columns), depth, packed_a, packed_b, accum);
+                });
+            }
+        }
     }
 
     /// Handles a sum over no terms, which is 0.

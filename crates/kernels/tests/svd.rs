@@ -70,11 +70,16 @@ impl Factors {
     }
 }
 
+/// Small matrices would be solved densely; these options send them through the iteration, which is on trial.
+fn iterated() -> SvdOptions {
+    SvdOptions { dense_up_to: 64, ..SvdOptions::default() }
+}
+
 fn factors(matrix: &Matrix, rank: usize, threads: usize, seed: u64) -> Factors {
     let cpu = Cpu::new(threads).unwrap();
     let tensor = cpu.from_f32(&matrix.values, &[matrix.m, matrix.n]).unwrap();
     let mut generator = Generator::new(seed, Stream::Svd, 0);
-    let svd = truncated_svd(&cpu, &tensor, rank, &mut generator, &SvdOptions::default()).unwrap();
+    let svd = truncated_svd(&cpu, &tensor, rank, &mut generator, &iterated()).unwrap();
     assert_eq!(svd.u.shape(), [matrix.m, rank]);
     assert_eq!(svd.v_transposed.shape(), [rank, matrix.n]);
     Factors {
@@ -300,13 +305,30 @@ fn bad_input_is_refused_with_its_numbers() {
     assert!(matches!(refused(&[1.0; 8], &[2, 2, 2], 1), Error::Shape { operand: "matrix", .. }));
 }
 
+/// The dense path gives each singular vector, not only their energy.
+#[test]
+fn moderate_sides_are_solved_to_f32() {
+    let cpu = Cpu::new(2).unwrap();
+    let matrix = Matrix::gaussian(150, 170, 5).signs(1.0);
+    let tensor = cpu.from_f32(&matrix.values, &[150, 170]).unwrap();
+    let mut generator = Generator::new(0, Stream::Svd, 0);
+    let svd = truncated_svd(&cpu, &tensor, 150, &mut generator, &SvdOptions::default()).unwrap();
+    let exact = DMatrix::from_row_slice(150, 170, &matrix.values).map(f64::from).svd(false, false);
+    let mut exact: Vec<f64> = exact.singular_values.iter().copied().collect();
+    exact.sort_by(|a, b| b.total_cmp(a));
+    for (found, exact_value) in svd.singular_values.iter().zip(&exact) {
+        // f32 rounding of the factors and of the products they come from, relative to the largest value.
+        assert!((f64::from(*found) - exact_value).abs() < 1e-5 * exact[0], "{found} {exact_value}");
+    }
+}
+
 #[test]
 fn a_cap_on_iterations_is_reported() {
     let cpu = Cpu::new(2).unwrap();
     let matrix = Matrix::gaussian(200, 300, 1).signs(1.0);
     let tensor = cpu.from_f32(&matrix.values, &[200, 300]).unwrap();
     let mut generator = Generator::new(0, Stream::Svd, 0);
-    let options = SvdOptions { max_iterations: 1, ..SvdOptions::default() };
+    let options = SvdOptions { max_iterations: 1, ..iterated() };
     let svd = truncated_svd(&cpu, &tensor, 8, &mut generator, &options).unwrap();
     assert!(!svd.converged);
     assert_eq!((svd.iterations, svd.applications), (1, 1));

@@ -324,7 +324,8 @@ impl Book {
         };
         self.set("init_eta", eta, "the first step's learning rate");
         // A micro-batch of the estimation takes no more memory than one of the training.
-        let max_tokens = batch_size.saturating_mul(train.max_length);
+        // Enough tokens to make a pass over the weights worth its reading; more would only add to the peak.
+        let max_tokens = batch_size.saturating_mul(train.max_length).min(train.max_length.max(512));
         Ok(InitConfig { samples, convention, eta, max_tokens })
     }
 

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use common::{Anything, options, row};
 use lora_sb_data::{Example, Location};
 use lora_sb_kernels::linalg::{SvdOptions, truncated_svd};
-use lora_sb_kernels::{Accum, Cpu, Elementwise, Generator, Linear, Memory, Stream, Tensor};
+use lora_sb_kernels::{Accum, Cpu, Elementwise, Generator, Linear, Memory, Stream, Tensor, heap};
 use lora_sb_model::{Model, Storage};
 use lora_sb_tune::init::stream_gradients;
 use lora_sb_tune::{Convention, InitConfig};
 use memory::peak_rss_mb;
 
 fn main() -> Result<(), Anything> {
+    heap::map_large_blocks();
     let options = options()?;
     let number = |name: &str, default: usize| options.get(name).map_or(Ok(default), |text| text.parse());
     let (samples, length, threads) = (number("samples", 50)?, number("length", 256)?, number("threads", 2)?);
@@ -43,7 +44,7 @@ fn main() -> Result<(), Anything> {
         samples,
         convention: Convention::PerSample,
         eta: 1e-4,
-        max_tokens: number("max_tokens", 1024)?,
+        max_tokens: number("max_tokens", 512)?,
     };
 
     let factorising = Mutex::new(vec![Duration::ZERO; ranks.len()]);

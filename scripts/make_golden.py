@@ -3,8 +3,8 @@
 
     pip install torch transformers peft safetensors numpy
     scripts/make_golden.py --out golden
-    scripts/make_golden.py --out /tmp/other --seed 7 --hidden-size 96 --layers 3 --heads 6 --tied --rope linear
-    LORA_SB_GOLDEN=/tmp/other cargo test -p lora-sb-model -p lora-sb-tune golden
+    scripts/make_golden.py --out OTHER --seed 7 --hidden-size 96 --layers 3 --heads 6 --tied --rope linear
+    LORA_SB_GOLDEN=OTHER cargo test -p lora-sb-model -p lora-sb-tune golden
 
 Writes the folder OUT/llama and OUT/manifest.json; golden/README.md tells what each file holds and how to compare.
 The same arguments and versions give the same bytes.

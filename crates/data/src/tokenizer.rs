@@ -127,7 +127,7 @@ impl Tokenizer {
         let broken = |error: tokenizers::Error| Error::Tokenizer {
             origin: origin.clone(),
             message: format!("expected a Hugging Face tokenizer.json: {error}"),
-            hint: None,
+            hint: Some("take the file from the model's release again"),
         };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(broken)?;
         // Files saved after training often keep the truncation and padding of their last use.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use lora_sb_data::Tokenizer;
 use lora_sb_kernels::{Cpu, Kernels};
-use lora_sb_model::{Config, Model, Storage};
+use lora_sb_model::{Config, LoadOptions, Model, Storage, Task};
+use lora_sb_tune::run::ResolvedPlan;
+use serde_json::Value;
 
 use crate::embedded;
 use crate::failure::{Failure, Result};
@@ -17,6 +19,39 @@ pub(crate) enum Base {
     BuiltIn,
     /// A Hugging Face directory.
     Directory(PathBuf),
+}
+
+/// How a base model is read: its weights, and the classification head of an encoder.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Reading {
+    /// Random weights instead of those in its files.
+    pub(crate) random_weights: bool,
+    /// Of random weights, and of a head that is not in the files.
+    pub(crate) seed: u64,
+    /// The head's task, where it is not that of `config.json`.
+    pub(crate) task: Option<Task>,
+    /// The names of its classes, where they are not those of `config.json`.
+    pub(crate) label_names: Option<Vec<String>>,
+}
+
+impl Reading {
+    /// How a run reads its base model.
+    pub(crate) fn of_plan(plan: &ResolvedPlan) -> Reading {
+        let value = |name: &str| plan.values.get(name).map(|found| &found.value);
+        let names = value("label_names").and_then(Value::as_array);
+        let number = value("num_labels").and_then(Value::as_u64);
+        let task = number.map(|number| match number {
+            0 | 1 => Task::Regression,
+            labels => Task::Classification { labels: labels as usize },
+        });
+        Reading {
+            random_weights: value("random_weights") == Some(&Value::Bool(true)),
+            seed: value("seed").and_then(Value::as_u64).unwrap_or(0),
+            task,
+            label_names: names
+                .map(|names| names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect()),
+        }
+    }
 }
 
 /// What stands beside a model's weights and belongs to every copy of it.
@@ -46,7 +81,26 @@ impl Base {
         }
     }
 
-    /// The architecture, without the weights.
+    /// The name as it was given, for the screen.
+    pub(crate) fn shown(&self) -> String {
+        match self {
+            Base::BuiltIn => embedded::NAME.into(),
+            Base::Directory(dir) => dir.display().to_string(),
+        }
+    }
+
+    /// The architecture, for which a `config.json` by itself is enough.
+    pub(crate) fn architecture(&self) -> Result<Config> {
+        match self {
+            Base::Directory(path) if path.is_file() => {
+                let json = std::fs::read(path).map_err(|error| Failure::file(path, "read", &error))?;
+                Config::from_json(&json).map_err(|error| Failure::from(error).in_file(path))
+            }
+            _ => self.config(),
+        }
+    }
+
+    /// The architecture of a directory, without the weights.
     pub(crate) fn config(&self) -> Result<Config> {
         match self {
             Base::BuiltIn => embedded::config(),
@@ -66,14 +120,30 @@ impl Base {
     }
 
     /// The model with its weights.
-    pub(crate) fn load(&self, kernels: Arc<dyn Kernels>, storage: Storage) -> Result<Model> {
-        match self {
-            Base::BuiltIn => embedded::model(kernels, storage),
+    pub(crate) fn load(
+        &self,
+        kernels: Arc<dyn Kernels>,
+        storage: Storage,
+        reading: &Reading,
+    ) -> Result<Model> {
+        let Reading { random_weights, seed, task, label_names } = reading;
+        let mut model = match self {
+            _ if *random_weights => {
+                let config = self.config()?;
+                let config = task.map_or(Ok(config.clone()), |task| config.with_task(task))?;
+                Model::random(config, kernels, *seed, storage)?
+            }
+            Base::BuiltIn => embedded::model(kernels, storage)?,
             Base::Directory(dir) => {
                 must_be_directory(dir, "model")?;
-                Ok(Model::load(dir, kernels, storage)?)
+                let options = LoadOptions { task: *task, seed: *seed };
+                Model::load_with(dir, kernels, storage, options)?
             }
+        };
+        if let Some(names) = label_names {
+            model.name_labels(names)?;
         }
+        Ok(model)
     }
 
     /// Puts the tokenizer's files into a model directory where they are missing.
@@ -98,6 +168,20 @@ impl Base {
                 }
             }),
         }
+    }
+}
+
+/// A token that a model has no embedding for would be read from elsewhere; `place` is where it stands.
+pub(crate) fn check_ids(ids: &[u32], place: &str, tokenizer: &Tokenizer, model: &Config) -> Result<()> {
+    let rows = model.vocab_size;
+    match ids.iter().find(|&&id| id as usize >= rows) {
+        None => Ok(()),
+        Some(id) => Err(Failure::new(format!(
+            "{place}: token {id} is outside the model's vocabulary: the tokenizer has {} tokens, the model's \
+             embedding {rows} rows",
+            tokenizer.vocab_size()
+        ))
+        .hint("take tokenizer.json and config.json from the same model")),
     }
 }
 

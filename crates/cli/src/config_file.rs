@@ -9,12 +9,12 @@ use std::path::Path;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{ArgAction, ArgMatches, Args, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use lora_sb_tune::run::ResolvedPlan;
 use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
-use crate::args::SettingsArgs;
+use crate::args::{ELSEWHERE, SettingsArgs};
 use crate::failure::{Failure, Result};
 
 /// Where each setting that somebody gave comes from, by its key.
@@ -29,6 +29,9 @@ const NOT_FROM_PLANS: [&str; 2] = ["threads", "output_dir"];
 
 /// Flags that say how this one call goes and not what the run is.
 const NOT_IN_RECIPES: [&str; 3] = ["config", "resume", "quiet"];
+
+/// A flag of `plan` alone, which is typed among the settings and is none.
+const NO_SETTING: &str = "json";
 
 impl Layer {
     /// Reads a recipe; `origin` is its name in sources and messages.
@@ -138,7 +141,9 @@ pub(crate) fn is_typed(matches: &ArgMatches, key: &str) -> bool {
 }
 
 fn command() -> clap::Command {
-    SettingsArgs::augment_args(clap::Command::new("settings").no_binary_name(true).args_override_self(true))
+    let command = clap::Command::new("settings").no_binary_name(true).args_override_self(true);
+    let other = Arg::new(NO_SETTING).long(NO_SETTING).action(ArgAction::SetTrue);
+    SettingsArgs::augment_args(command).arg(other)
 }
 
 fn parse(flags: &[OsString]) -> Result<SettingsArgs, clap::Error> {
@@ -147,7 +152,8 @@ fn parse(flags: &[OsString]) -> Result<SettingsArgs, clap::Error> {
 
 /// Key, long names (the first is the main one) and whether it may be repeated, of every setting.
 fn arguments() -> impl Iterator<Item = (String, Vec<String>, bool)> {
-    let arguments: Vec<_> = command().get_arguments().cloned().collect();
+    let arguments: Vec<_> =
+        command().get_arguments().filter(|one| one.get_id() != NO_SETTING).cloned().collect();
     arguments.into_iter().filter_map(|argument| {
         let mut names = vec![argument.get_long()?.to_owned()];
         names.extend(argument.get_all_aliases().unwrap_or_default().into_iter().map(str::to_owned));
@@ -159,6 +165,14 @@ fn arguments() -> impl Iterator<Item = (String, Vec<String>, bool)> {
 fn unknown(key: &str, place: &str) -> Failure {
     let failure = Failure::usage(format!("{place}: unknown key {key:?}"));
     let attempt = parse(&[format!("--{}=", key.replace('_', "-")).into()]);
+    let typed = format!("--{}", key.replace('_', "-"));
+    if let Some((_, own)) = ELSEWHERE.iter().find(|(elsewhere, _)| *elsewhere == typed) {
+        let key = |flag: &str| flag.trim_start_matches('-').replace('-', "_");
+        return failure.hint(match own.split_once(' ') {
+            Some((flag, value)) => format!("write `{} = \"{value}\"`", key(flag)),
+            None => format!("write `{}`", key(own)),
+        });
+    }
     let near = match attempt.err().filter(|error| error.kind() == ErrorKind::UnknownArgument) {
         Some(error) => match error.get(ContextKind::SuggestedArg) {
             Some(ContextValue::String(near)) => vec![near.clone()],
@@ -207,6 +221,7 @@ fn scalar_of_json(value: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{MethodChoice, Ranks};
 
     fn merged(recipe: &str, typed: &[&str]) -> Result<(SettingsArgs, Sources)> {
         let typed: Vec<OsString> = typed.iter().map(OsString::from).collect();
@@ -219,7 +234,10 @@ mod tests {
         let recipe =
             "rank = 8\nlearning_rate = 1e-3\n\ndata = [\"a.jsonl\", \"b.jsonl\"]\nlora_alpha = 1_6\n";
         let (settings, sources) = merged(recipe, &["--learning-rate", "2e-3", "-q"]).unwrap();
-        assert_eq!((settings.rank, settings.learning_rate, settings.quiet), (Some(8), Some(2e-3), true));
+        assert_eq!(
+            (settings.rank, settings.learning_rate, settings.quiet),
+            (Some(Ranks(vec![8])), Some(2e-3), true)
+        );
         assert_eq!(settings.data.unwrap().len(), 2);
         assert_eq!(settings.lora_alpha, Some(16.0));
         assert_eq!(sources["rank"], "r.toml:1");
@@ -232,9 +250,25 @@ mod tests {
     fn aliases_booleans_and_lists_of_names_are_read() {
         let recipe = "lora_r = 4\ngradient_checkpointing = true\ntarget_modules = [\"q_proj\", \"v_proj\"]\n";
         let (settings, sources) = merged(recipe, &[]).unwrap();
-        assert_eq!((settings.rank, settings.gradient_checkpointing), (Some(4), Some(true)));
+        assert_eq!((settings.rank, settings.gradient_checkpointing), (Some(Ranks(vec![4])), Some(true)));
         assert_eq!(settings.target_modules.as_deref(), Some("q_proj,v_proj"));
         assert_eq!(sources["rank"], "r.toml:1");
+    }
+
+    #[test]
+    fn lists_of_a_recipe_are_read_as_those_that_are_typed() {
+        let recipe = "metrics = [\"accuracy\", \"mcc\"]\nlabel_names = [\"no\", \"yes\"]\nrank = [4, 8]\n\
+                      method = \"RS-LoRA\"\nloraplus_lr_ratio = 16\n";
+        let typed = ["--metrics", "accuracy,matthews", "--label-names", "no,yes", "--rank=4,8"];
+        let typed = [&typed[..], &["--method", "rs_lora", "--loraplus-lr-ratio", "16"]].concat();
+        let (read, _) = merged(recipe, &[]).unwrap();
+        let (typed, _) = merged("", &typed).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{typed:?}"));
+        assert_eq!(read.rank, Some(Ranks(vec![4, 8])));
+        assert_eq!(read.method, Some(MethodChoice::One(lora_sb_tune::Method::RsLora)));
+        // What is typed goes before the whole list.
+        let (settings, _) = merged(recipe, &["--metrics", "f1"]).unwrap();
+        assert_eq!(settings.metrics.unwrap().len(), 1);
     }
 
     #[test]
@@ -245,6 +279,9 @@ mod tests {
             ("resume = \"latest\"\n", "r.toml:1", "--help"),
             ("rank = \"many\"\n", "r.toml:1: rank", ""),
             ("method = \"lora-bs\"\n", "r.toml:1: method", "lora-sb"),
+            ("use_rslora = true\n", "r.toml:1", "method = \\\"rslora\\\""),
+            ("max_seq_length = 9\n", "r.toml:1", "`max_length`"),
+            ("json = true\n", "r.toml:1", "--help"),
             ("\n\nrank = = 3\n", "r.toml:3", "TOML"),
             ("[adapter]\nrank = 3\n", "r.toml:1", "top level"),
         ];
@@ -265,7 +302,7 @@ mod tests {
         let layer = Layer::of_plan(&plan, "plan.json").unwrap();
         let matches = command().try_get_matches_from(Vec::<OsString>::new()).unwrap();
         let (settings, sources) = merge(layer, &matches, &[]).unwrap();
-        assert_eq!((settings.rank, settings.max_steps), (Some(5), None));
+        assert_eq!((settings.rank, settings.max_steps), (Some(Ranks(vec![5])), None));
         assert_eq!(settings.data.unwrap().len(), 2);
         assert_eq!(sources["data"], "r.toml:1");
     }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lora_sb_kernels::Kernels;
-use lora_sb_model::{Frozen, LinearHook, Model, Storage};
+use lora_sb_model::{Config, Frozen, LinearHook, Model, Parameter, Storage, Task, WeightFile};
 use lora_sb_tune::export::{native, peft};
 use lora_sb_tune::run::{Checkpoint, ResolvedPlan, RunDirectory};
-use lora_sb_tune::{AdapterConfig, Convention, InitConfig, Method, Targets, Tuned};
+use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
 use serde_json::Value;
 
 use crate::args::ModelArgs;
-use crate::base::{self, Base};
+use crate::base::{self, Base, Reading};
 use crate::display;
 use crate::failure::{Failure, Result};
 
@@ -97,7 +97,17 @@ impl Loaded {
 pub(crate) struct Opened {
     pub(crate) loaded: Loaded,
     pub(crate) base: Base,
+    /// How the base was read.
+    pub(crate) reading: Reading,
+    /// The longest example of the run that the adapter is of, in tokens.
+    pub(crate) max_length: Option<usize>,
     pub(crate) adapter: Option<PathBuf>,
+}
+
+/// What opening needs at every turn: the device, and the base model where it was given.
+struct Opening {
+    kernels: Arc<dyn Kernels>,
+    given: Option<Base>,
 }
 
 /// Opens `--model` and `--adapter`.
@@ -109,105 +119,194 @@ pub(crate) fn open(arguments: &ModelArgs, adapter: Option<&Path>) -> Result<Open
         if let Base::Directory(dir) = &base
             && Kind::of(dir)? == Kind::Run
         {
-            return open_adapter(dir, None, kernels);
+            return Opening { kernels, given: None }.adapter(dir);
         }
-        let loaded = Loaded::Plain(base.load(kernels, Storage::Mapped)?);
-        return Ok(Opened { loaded, base, adapter: None });
+        return Opening { kernels, given: None }.plain(base, None);
     };
-    open_adapter(dir, given, kernels)
+    Opening { kernels, given }.adapter(dir)
 }
 
-fn open_adapter(dir: &Path, given: Option<Base>, kernels: Arc<dyn Kernels>) -> Result<Opened> {
-    let opened = |loaded, base| Ok(Opened { loaded, base, adapter: Some(dir.into()) });
+impl Opening {
+    fn plain(self, base: Base, adapter: Option<PathBuf>) -> Result<Opened> {
+        let reading = Reading::default();
+        let loaded = Loaded::Plain(base.load(self.kernels, Storage::Mapped, &reading)?);
+        let max_length = adapter.as_deref().and_then(plan_above).and_then(|plan| longest_example(&plan));
+        Ok(Opened { loaded, base, reading, max_length, adapter })
+    }
+
+    fn adapter(self, dir: &Path) -> Result<Opened> {
+        match Kind::of(dir)? {
+            Kind::Run => self.run(dir),
+            Kind::Checkpoint => {
+                let run = dir.parent().and_then(Path::parent).unwrap_or(dir);
+                self.checkpoint(run, &Checkpoint::open(dir)?)
+            }
+            Kind::Adapter => self.native(dir),
+            Kind::Peft => self.peft(dir),
+            Kind::Model => {
+                Err(Failure::new(format!("{}: a model, expected an adapter or a run", dir.display()))
+                    .hint("give it with --model"))
+            }
+        }
+    }
+
+    fn native(self, dir: &Path) -> Result<Opened> {
+        let manifest = native::manifest(dir)?;
+        let base = self.given.unwrap_or_else(|| Base::named(Path::new(&manifest.base.name_or_path)));
+        let plan = plan_above(dir);
+        let reading = match &plan {
+            Some(plan) => Reading::of_plan(plan),
+            None => Reading { seed: manifest.adapter.seed, ..head_of(dir, "adapter.safetensors", &base)? },
+        };
+        let model = base.load(self.kernels, Storage::Mapped, &reading)?;
+        let loaded = Loaded::Tuned(native::load(dir, model)?);
+        let max_length = plan.as_ref().and_then(longest_example);
+        Ok(Opened { loaded, base, reading, max_length, adapter: Some(dir.into()) })
+    }
+
+    fn peft(self, dir: &Path) -> Result<Opened> {
+        let base = self.given.ok_or_else(|| {
+            Failure::new(format!("{}: a PEFT adapter needs its base model", dir.display()))
+                .hint("give the model's directory with --model")
+        })?;
+        let reading = head_of(dir, "adapter_model.safetensors", &base)?;
+        let model = base.load(self.kernels, Storage::Mapped, &reading)?;
+        let peft::Imported { tuned, warnings } = peft::import(dir, model)?;
+        warnings.iter().for_each(|warning| display::warn(warning));
+        Ok(Opened {
+            loaded: Loaded::Tuned(tuned),
+            base,
+            reading,
+            max_length: None,
+            adapter: Some(dir.into()),
+        })
+    }
+
+    /// The result of a run; of an unfinished one, its newest checkpoint.
+    fn run(self, dir: &Path) -> Result<Opened> {
+        let (adapter, model) = (dir.join("adapter"), dir.join("model"));
+        if adapter.join("adapter.json").exists() {
+            return self.native(&adapter);
+        }
+        if model.join("config.json").exists() {
+            return self.plain(Base::Directory(model.clone()), Some(model));
+        }
+        let latest = Checkpoint::latest(dir, &mut |error| display::warn(&error.to_string()))?;
+        let latest = latest.ok_or_else(|| {
+            Failure::new(format!("{}: the run has neither a result nor a checkpoint yet", dir.display()))
+                .hint("start it again with another --output-dir, or remove it")
+        })?;
+        display::warn(&format!("the run is not finished; using {}", latest.path().display()));
+        self.checkpoint(dir, &latest)
+    }
+
+    fn checkpoint(self, run: &Path, checkpoint: &Checkpoint) -> Result<Opened> {
+        let plan = RunDirectory::read_plan(run)?;
+        let config = adapter_of_plan(&plan, run)?;
+        let name = plan.values.get("model").and_then(|found| found.value.as_str()).unwrap_or_default();
+        let base = self.given.unwrap_or_else(|| Base::named(Path::new(name)));
+        let (reading, max_length) = (Reading::of_plan(&plan), longest_example(&plan));
+        let storage = if config.method == Method::Full { Storage::Trainable } else { Storage::Mapped };
+        let model = base.load(Arc::clone(&self.kernels), storage, &reading)?;
+        let tensors = RunDirectory::open(run, plan)?.tensors(checkpoint, self.kernels.as_ref())?;
+        let loaded = Loaded::Tuned(Tuned::restore(model, &config, tensors)?);
+        Ok(Opened { loaded, base, reading, max_length, adapter: Some(checkpoint.path().into()) })
+    }
+}
+
+/// The native adapter of a directory: itself, or the result of a run.
+pub(crate) fn native_adapter(dir: &Path) -> Result<PathBuf> {
+    let refused = |what: &str| {
+        Failure::new(format!("{}: {what}, expected a native adapter or a finished run", dir.display()))
+            .hint("adapters are averaged as `lora-sb train` writes them: give RUN or RUN/adapter")
+    };
     match Kind::of(dir)? {
-        Kind::Run => open_run(dir, given, kernels),
-        Kind::Checkpoint => {
-            let run = dir.parent().and_then(Path::parent).unwrap_or(dir);
-            open_checkpoint(run, &Checkpoint::open(dir)?, given, kernels)
-        }
-        Kind::Adapter => {
-            let name = native::manifest(dir)?.base.name_or_path;
-            let base = given.unwrap_or_else(|| Base::named(Path::new(&name)));
-            let model = base.load(kernels, Storage::Mapped)?;
-            opened(Loaded::Tuned(native::load(dir, model)?), base)
-        }
-        Kind::Peft => {
-            let base = given.ok_or_else(|| {
-                Failure::new(format!("{}: a PEFT adapter needs its base model", dir.display()))
-                    .hint("give the model's directory with --model")
-            })?;
-            let model = base.load(kernels, Storage::Mapped)?;
-            opened(Loaded::Tuned(peft::import(dir, model)?), base)
-        }
-        Kind::Model => Err(Failure::new(format!("{}: a model, expected an adapter or a run", dir.display()))
-            .hint("give it with --model")),
+        Kind::Adapter => Ok(dir.into()),
+        Kind::Run if dir.join("adapter/adapter.json").exists() => Ok(dir.join("adapter")),
+        Kind::Run => Err(refused("a run without an adapter")),
+        Kind::Checkpoint => Err(refused("a checkpoint")),
+        Kind::Peft => Err(refused("a PEFT adapter")),
+        Kind::Model => Err(refused("a model")),
     }
 }
 
-/// The result of a run; of an unfinished one, its newest checkpoint.
-fn open_run(dir: &Path, given: Option<Base>, kernels: Arc<dyn Kernels>) -> Result<Opened> {
-    let (adapter, model) = (dir.join("adapter"), dir.join("model"));
-    if adapter.join("adapter.json").exists() {
-        return open_adapter(&adapter, given, kernels);
-    }
-    if model.join("config.json").exists() {
-        let base = Base::Directory(model.clone());
-        let loaded = Loaded::Plain(base.load(kernels, Storage::Mapped)?);
-        return Ok(Opened { loaded, base, adapter: Some(model) });
-    }
-    let latest = Checkpoint::latest(dir, &mut |error| display::warn(&error.to_string()))?;
-    let latest = latest.ok_or_else(|| {
-        Failure::new(format!("{}: the run has neither a result nor a checkpoint yet", dir.display()))
-            .hint("start it again with another --output-dir, or remove it")
-    })?;
-    display::warn(&format!("the run is not finished; using {}", latest.path().display()));
-    open_checkpoint(dir, &latest, given, kernels)
+/// The plan of the run that an adapter is the result of.
+fn plan_above(adapter: &Path) -> Option<ResolvedPlan> {
+    let run = std::path::absolute(adapter).ok()?.parent()?.to_owned();
+    run.join("plan.json").exists().then(|| RunDirectory::read_plan(&run).ok())?
 }
 
-fn open_checkpoint(
-    run: &Path,
-    checkpoint: &Checkpoint,
-    given: Option<Base>,
-    kernels: Arc<dyn Kernels>,
-) -> Result<Opened> {
-    let plan = RunDirectory::read_plan(run)?;
-    let config = adapter_of_plan(&plan, run)?;
-    let name = plan.values.get("model").and_then(|found| found.value.as_str()).unwrap_or_default();
-    let base = given.unwrap_or_else(|| Base::named(Path::new(name)));
-    let random = plan.values.get("random_weights").is_some_and(|found| found.value == Value::Bool(true));
-    let model = match (config.method, random) {
-        (Method::Full, true) => Model::random(base.config()?, Arc::clone(&kernels), config.seed)?,
-        (Method::Full, false) => base.load(Arc::clone(&kernels), Storage::Trainable)?,
-        _ => base.load(Arc::clone(&kernels), Storage::Mapped)?,
+fn longest_example(plan: &ResolvedPlan) -> Option<usize> {
+    plan.values.get("max_length")?.value.as_u64().map(|length| length as usize)
+}
+
+/// The classification head that an adapter's tensors hold, by its rows; nothing of a language model.
+fn head_of(dir: &Path, tensors: &str, base: &Base) -> Result<Reading> {
+    let (config, path) = (base.config()?, dir.join(tensors));
+    if config.task == Task::LanguageModel || !path.exists() {
+        return Ok(Reading::default());
+    }
+    let file = WeightFile::open(&path)?;
+    let wanted = config.name(Parameter::Classifier);
+    let named = |name: &String| name.strip_prefix("base_model.model.").unwrap_or(name) == wanted;
+    let rows = match file.names().into_iter().find(named) {
+        Some(name) => file.get(&name)?.and_then(|view| view.shape.first().copied()),
+        None => None,
     };
-    let tensors = RunDirectory::open(run, plan)?.tensors(checkpoint, kernels.as_ref())?;
-    let tuned = Tuned::restore(model, &config, tensors)?;
-    Ok(Opened { loaded: Loaded::Tuned(tuned), base, adapter: Some(checkpoint.path().into()) })
+    Ok(Reading { task: rows.map(|rows| task_of_rows(rows, &config)), ..Reading::default() })
+}
+
+fn task_of_rows(rows: usize, config: &Config) -> Task {
+    match rows {
+        // Loading the file will say what is wrong with it.
+        0 => config.task,
+        1 => Task::Regression,
+        labels => Task::Classification { labels },
+    }
 }
 
 /// The adapter's settings as a plan has them.
 fn adapter_of_plan(plan: &ResolvedPlan, run: &Path) -> Result<AdapterConfig> {
     let value = |name: &str| plan.values.get(name).map(|found| &found.value);
+    let number = |name: &str| value(name).and_then(Value::as_f64);
     let read = || {
         let method: Method = value("method")?.as_str()?.parse().ok()?;
         let seed = value("seed")?.as_u64()?;
         if method == Method::Full {
-            let (rank, lora_alpha) = (1, 1.0);
-            let (target_modules, init) = (Targets::AllLinear, InitConfig::NONE);
-            return Some(AdapterConfig { method, rank, lora_alpha, target_modules, init, seed });
+            return Some(AdapterConfig {
+                method,
+                rank: 1,
+                lora_alpha: 1.0,
+                lora_dropout: 0.0,
+                target_modules: Targets::AllLinear,
+                init: InitConfig::NONE,
+                modules_to_save: Vec::new(),
+                seed,
+            });
         }
+        let bases = match value("init") {
+            Some(name) => name.as_str()?.parse().ok()?,
+            None => Bases::of(method),
+        };
         let init = InitConfig {
+            bases,
             samples: value("init_samples").and_then(Value::as_u64).unwrap_or(0) as usize,
             convention: Convention::PerSample,
-            eta: value("init_eta").and_then(Value::as_f64).unwrap_or(0.0),
+            // Of a start that was made long ago: any number that is allowed.
+            eta: number("init_eta").unwrap_or(1.0),
             max_tokens: 0,
         };
         Some(AdapterConfig {
             method,
             rank: value("rank")?.as_u64()? as usize,
-            lora_alpha: value("lora_alpha")?.as_f64()?,
+            lora_alpha: number("lora_alpha")?,
+            lora_dropout: number("lora_dropout").unwrap_or(0.0),
             target_modules: serde_json::from_value(value("target_modules")?.clone()).ok()?,
             init,
+            modules_to_save: match value("modules_to_save") {
+                Some(names) => serde_json::from_value(names.clone()).ok()?,
+                None => Vec::new(),
+            },
             seed,
         })
     };

@@ -61,6 +61,26 @@ pub(crate) fn table(rows: &[(&str, String)]) -> String {
     rows.iter().map(row).collect::<Vec<_>>().join("\n")
 }
 
+/// A table with headings; all but the first column are numbers and stand to the right.
+pub(crate) fn columns(headings: &[&str], lines: &[Vec<String>]) -> String {
+    let width =
+        |at: usize| lines.iter().map(|line| line[at].len()).chain([headings[at].len()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
+    let row = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::new();
+        for (at, (cell, width)) in cells.zip(&widths).enumerate() {
+            let _ = match at {
+                0 => write!(text, "  {cell:width$}"),
+                _ => write!(text, "  {cell:>width$}"),
+            };
+        }
+        text
+    };
+    let mut rows = vec![format!("{HEADING}{}{HEADING:#}", row(&mut headings.iter().copied()))];
+    rows.extend(lines.iter().map(|line| row(&mut line.iter().map(String::as_str))));
+    rows.join("\n")
+}
+
 /// Bytes in the largest binary unit that leaves at least 1.
 pub(crate) fn bytes(count: usize) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];

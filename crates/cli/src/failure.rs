@@ -43,6 +43,13 @@ impl Failure {
         self
     }
 
+    /// The same of a `config.json` that the library was given without its path.
+    pub(crate) fn in_file(mut self, path: &Path) -> Self {
+        let rest = self.message.strip_prefix("config.json").unwrap_or(&self.message);
+        self.message = format!("{}{rest}", path.display());
+        self
+    }
+
     fn library(error: impl Display, hint: Option<String>) -> Self {
         Failure { message: error.to_string(), hint, code: 1 }
     }
@@ -77,6 +84,9 @@ fn data_hint(error: &lora_sb_data::Error) -> Option<&'static str> {
 fn model_hint(error: &lora_sb_model::Error) -> Option<&'static str> {
     match error {
         lora_sb_model::Error::UnknownArchitecture { .. } => Some("give a model of a known family"),
+        lora_sb_model::Error::MissingFile { .. } => {
+            Some("give a whole model directory; only --random-weights, for measuring, does without weights")
+        }
         lora_sb_model::Error::Json { .. } | lora_sb_model::Error::Config { .. } => {
             Some("take the file from the model's release again")
         }

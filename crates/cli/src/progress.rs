@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lora_sb_data::thousands;
+use lora_sb_tune::eval::Metric;
 use lora_sb_tune::init::InitProgress;
 use lora_sb_tune::train::{Clock, Event, Observer, StepReport};
 
 use crate::display::{self, duration, number};
+use crate::resolve::Resolved;
 
 /// The time of this machine.
 #[derive(Debug)]
@@ -42,6 +44,10 @@ pub(crate) enum Shown {
 pub(crate) struct Progress {
     shown: Shown,
     logging_steps: usize,
+    /// The scores that evaluations show.
+    metrics: Vec<Metric>,
+    /// The score that chooses the best checkpoint, where it is not the loss.
+    best: Option<Metric>,
     bar: ProgressBar,
     /// Losses, tokens and seconds of the steps since the last line.
     since: Since,
@@ -56,14 +62,16 @@ struct Since {
 }
 
 impl Progress {
-    pub(crate) fn new(shown: Shown, logging_steps: usize) -> Self {
+    pub(crate) fn new(shown: Shown, resolved: &Resolved) -> Self {
         let target = match shown {
             Shown::Live => ProgressDrawTarget::stderr_with_hz(10),
             _ => ProgressDrawTarget::hidden(),
         };
         Progress {
             shown,
-            logging_steps,
+            logging_steps: resolved.train.logging_steps,
+            metrics: resolved.metrics.clone(),
+            best: resolved.train.metric_for_best_model,
             bar: ProgressBar::with_draw_target(None, target),
             since: Since::default(),
         }
@@ -72,8 +80,8 @@ impl Progress {
     /// How far the initialisation is.
     pub(crate) fn init(&mut self, progress: InitProgress) {
         let (text, done, of) = match progress {
-            InitProgress::Forward { samples, of } => ("first update: samples", samples, of),
-            InitProgress::Factorised { sites, of } => ("first update: modules", sites, of),
+            InitProgress::Forward { samples, of } => ("adapter's start: samples", samples, of),
+            InitProgress::Factorised { sites, of } => ("adapter's start: modules", sites, of),
         };
         self.style("{msg} {pos}/{len} {wide_bar}");
         self.bar.set_length(of as u64);
@@ -155,10 +163,16 @@ impl Observer for Progress {
                 self.bar.enable_steady_tick(Duration::from_millis(200));
             }
             Event::Step(report) => self.step(report),
-            Event::Evaluated { step, eval_loss, best, seconds, .. } => {
-                let best = if *best && *step > 0 { "  (lowest so far)" } else { "" };
+            Event::Evaluated { step, eval_loss, metrics, best, seconds, .. } => {
+                let best = match (*best && *step > 0, self.best) {
+                    (false, _) => String::new(),
+                    (true, None) => "  (lowest so far)".into(),
+                    (true, Some(metric)) => format!("  (best {metric} so far)"),
+                };
+                let score = |metric: &Metric| Some(format!("  {metric} {:.4}", metrics.get(metric.name())?));
+                let scores: String = self.metrics.iter().filter_map(score).collect();
                 self.line(&format!(
-                    "step {step}: held-out loss {eval_loss:.4}{best}  [{}]",
+                    "step {step}: held-out loss {eval_loss:.4}{scores}{best}  [{}]",
                     duration(*seconds)
                 ));
             }

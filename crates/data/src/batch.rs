@@ -111,7 +111,20 @@ pub fn split_validation(
     holdout: Holdout,
     seed: u64,
 ) -> Result<(Vec<Example>, Vec<Example>)> {
-    let examples = dataset.examples.len();
+    split_examples(dataset.examples, holdout, seed)
+}
+
+/// As [`split_validation`], of examples wherever they come from.
+///
+/// # Errors
+///
+/// As there.
+pub fn split_examples(
+    whole: Vec<Example>,
+    holdout: Holdout,
+    seed: u64,
+) -> Result<(Vec<Example>, Vec<Example>)> {
+    let examples = whole.len();
     let refused = |option, found: String| {
         let expected = format!("fewer than the {examples} examples there are, none of them negative");
         Error::Option { option, expected, found }
@@ -137,7 +150,7 @@ pub fn split_validation(
         chosen[index] = true;
     }
     let (mut training, mut validation) = (Vec::new(), Vec::new());
-    for (example, held_out) in dataset.examples.into_iter().zip(chosen) {
+    for (example, held_out) in whole.into_iter().zip(chosen) {
         if held_out { validation.push(example) } else { training.push(example) }
     }
     Ok((training, validation))

@@ -7,7 +7,7 @@ use crate::tokenizer::{AddSpecial, Encoded, Tokenizer};
 use crate::{Error, Example, ExcessLength, Format, LoadOptions, Location, Report, Result, TrainOn};
 
 /// Drafts are tokenised together once they hold so much text: enough for every core, and some 20 MiB of memory.
-const BATCH_BYTES: usize = 1 << 18;
+pub(crate) const BATCH_BYTES: usize = 1 << 18;
 
 /// Collects drafts and turns them into examples, in order.
 pub(crate) struct Encoder<'a> {
@@ -119,7 +119,7 @@ impl<'a> Encoder<'a> {
         if let Some(first) = trained.first_mut() {
             *first = false;
         }
-        let example = Example { ids, trained, source: location.clone() };
+        let example = Example::text(ids, trained, location.clone());
         let trained_tokens = example.trained_tokens();
         if trained_tokens == 0 {
             self.report.without_trained_token.add(location);

@@ -41,12 +41,20 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A data file whose extension is not known.
-    #[error("{}: the extension {found:?} is not one of .jsonl, .json, .txt", path.display())]
+    #[error("{}: the extension {found:?} is not one of .jsonl, .json, .txt (or these with .gz)", path.display())]
     Extension {
         /// The file.
         path: PathBuf,
         /// Its extension, empty where there is none.
         found: String,
+    },
+    /// A `.gz` file that is no gzip file, or a broken one.
+    #[error("{}: cannot be unpacked as gzip: {message}", path.display())]
+    Gzip {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder found.
+        message: String,
     },
     /// Bytes that are not UTF-8.
     #[error("{location}: expected UTF-8 text, found the byte 0x{byte:02x}")]
@@ -87,6 +95,32 @@ pub enum Error {
         location: Location,
         /// Its keys, or what it is if it is no object.
         found: String,
+        /// The shapes that are taken, one a line.
+        accepted: &'static str,
+    },
+    /// A label that is missing, of another kind or out of range.
+    #[error("{location}: field {field:?}: expected {expected}, found {found}")]
+    Label {
+        /// The record.
+        location: Location,
+        /// The field of the label.
+        field: &'static str,
+        /// What was expected.
+        expected: Box<str>,
+        /// What was found.
+        found: Box<str>,
+        /// How to mend it.
+        hint: &'static str,
+    },
+    /// Every record has the same class, and no names say that there are others.
+    #[error("expected at least 2 classes, found only {only:?} in all {records} records (the first: {first})")]
+    OneClass {
+        /// The class.
+        only: String,
+        /// How many records were read.
+        records: usize,
+        /// The first of them.
+        first: Location,
     },
     /// A chat without a chat template.
     #[error(
@@ -140,6 +174,22 @@ pub enum Error {
         /// The limit.
         max_length: usize,
     },
+    /// Not one text is short enough, with [`ExcessLength::Drop`](crate::ExcessLength::Drop).
+    #[error("all {records} texts are longer than {max_length} tokens and were dropped (the first: {first})")]
+    AllDropped {
+        /// How many records were read.
+        records: usize,
+        /// The limit.
+        max_length: usize,
+        /// The first of them.
+        first: Location,
+    },
+    /// A text without a single token.
+    #[error("{location}: the text is empty, and the tokenizer adds no token to it")]
+    NoToken {
+        /// The record.
+        location: Location,
+    },
     /// No record at all.
     #[error("no record in {files}")]
     Empty {
@@ -175,15 +225,30 @@ impl Error {
             Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Some("check the path".into())
             }
-            Error::Extension { found, .. } if found == "gz" || found == "zst" => {
-                Some("unpack the file first".into())
+            Error::Extension { found, .. } if found == "gz" => {
+                Some("name it after what is in it, as data.jsonl.gz".into())
+            }
+            Error::Extension { found, .. } if matches!(found.as_str(), "zst" | "zip" | "xz" | "bz2") => {
+                Some("unpack the file first; of the compressed ones, only gzip (.gz) is read".into())
             }
             Error::Extension { .. } => Some(
                 "write one JSON object a line (.jsonl), a JSON array (.json) or plain text (.txt)".into(),
             ),
+            Error::Gzip { .. } => Some(
+                "fetch the file again (`gzip -t FILE` checks it), or leave out .gz if it is not compressed"
+                    .into(),
+            ),
             Error::Encoding { .. } => Some("convert the file to UTF-8, as with `iconv -t UTF-8`".into()),
             Error::Field { accepted, .. } => Some(format!("accepted: {accepted}")),
-            Error::Shape { .. } => Some(format!("accepted shapes:\n{}", crate::format::ACCEPTED)),
+            Error::Shape { accepted, .. } => Some(format!("accepted shapes:\n{accepted}")),
+            Error::Label { hint, .. } => Some((*hint).into()),
+            Error::OneClass { .. } => {
+                Some("give the names of all classes, or data in which more than one occurs".into())
+            }
+            Error::AllDropped { .. } => {
+                Some("raise the maximum length, or let the texts be truncated".into())
+            }
+            Error::NoToken { .. } => Some("leave the record out".into()),
             Error::NoTemplate { .. } => Some(
                 "give one with --chat-template FILE, or use the tokenizer of the model's chat variant".into(),
             ),

@@ -7,17 +7,38 @@ use crate::Location;
 /// `trained[i]` says whether the *prediction of* `ids[i]` counts in the loss, as `labels[i] = ids[i]`
 /// against `labels[i] = -100` does in transformers; the shift by one is the model's. Nothing predicts the
 /// first token, so `trained[0]` is always false.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// An example with a [`Label`] is for a classification head: no token of it is trained, the label is.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// Token ids, `[T]`.
     pub ids: Vec<u32>,
-    /// The loss mask, `[T]`.
+    /// The loss mask, `[T]`; all false where there is a label.
     pub trained: Vec<bool>,
+    /// The index of the first token of the second text of a pair, from which on token types are 1; `None` for
+    /// one text, and for tokenizers that give all tokens the type 0.
+    pub second: Option<usize>,
+    /// The class or value of the text; `None` in language modelling.
+    pub label: Option<Label>,
     /// The record it was made from.
     pub source: Location,
 }
 
+/// What a classification head learns of an example.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Label {
+    /// The number of a class, counted from 0.
+    Class(u32),
+    /// A number to be predicted (regression).
+    Value(f32),
+}
+
 impl Example {
+    /// Text for language modelling: no pair, no label.
+    pub fn text(ids: Vec<u32>, trained: Vec<bool>, source: Location) -> Self {
+        Self { ids, trained, second: None, label: None, source }
+    }
+
     /// How many tokens the loss is taken over.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().filter(|&&trained| trained).count()

@@ -82,7 +82,11 @@ impl Shape {
     /// The shape of a record; with `wanted`, its fields under that format.
     pub(crate) fn detect(location: &Location, record: &Value, wanted: Option<Format>) -> Result<Self> {
         let Value::Object(record) = record else {
-            return Err(Error::Shape { location: location.clone(), found: kind(record).into() });
+            return Err(Error::Shape {
+                location: location.clone(),
+                found: kind(record).into(),
+                accepted: ACCEPTED,
+            });
         };
         let is = |format| wanted.is_none_or(|wanted| wanted == format);
         if is(Format::Messages)
@@ -101,13 +105,11 @@ impl Shape {
         if let Some(pair) = find_pair(record, wanted) {
             return Ok(Self { format: wanted.unwrap_or(pair.format), fields: Fields::Pair(pair) });
         }
-        let keys: Vec<_> = record.keys().map(|key| format!("{key:?}")).collect();
-        let mut found =
-            if keys.is_empty() { "an empty object".into() } else { format!("the keys {}", keys.join(", ")) };
+        let mut found = keys_of(record);
         if let Some(wanted) = wanted {
             found.push_str(&format!(" (format {})", wanted.name()));
         }
-        Err(Error::Shape { location: location.clone(), found })
+        Err(Error::Shape { location: location.clone(), found, accepted: ACCEPTED })
     }
 
     /// The fields that are read, for the report.
@@ -139,7 +141,7 @@ impl Shape {
     /// The text of a record.
     pub(crate) fn draft(&self, location: Location, record: Value, tokenizer: &Tokenizer) -> Result<Draft> {
         let Value::Object(record) = record else {
-            return Err(Error::Shape { location, found: kind(&record).into() });
+            return Err(Error::Shape { location, found: kind(&record).into(), accepted: ACCEPTED });
         };
         let reader = Reader { location: &location, shape: self, record: &record };
         match self.fields {
@@ -230,8 +232,14 @@ fn chat_draft(
     Ok(Draft { format: Format::Messages, text, trained, special: AddSpecial::No, end, location })
 }
 
+/// The keys of a record, in words.
+pub(crate) fn keys_of(record: &Map<String, Value>) -> String {
+    let keys: Vec<_> = record.keys().map(|key| format!("{key:?}")).collect();
+    if keys.is_empty() { "an empty object".into() } else { format!("the keys {}", keys.join(", ")) }
+}
+
 /// What a JSON value is, in words.
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -14,7 +14,7 @@ const SHOWN: usize = 3;
 pub struct FileReport {
     /// The file as it was given.
     pub file: Arc<Path>,
-    /// The shape of its records; `None` for a file without records.
+    /// The shape of its records; `None` for a file without records and for labelled texts.
     pub format: Option<Format>,
     /// The fields that were read.
     pub fields: Vec<String>,
@@ -93,7 +93,7 @@ pub fn thousands(number: usize) -> String {
 }
 
 /// `1 record`, `2,000 records`.
-fn count(number: usize, noun: &str) -> String {
+pub(crate) fn count(number: usize, noun: &str) -> String {
     format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 

@@ -1,8 +1,10 @@
-//! Files to records with their lines: JSON lines, JSON arrays, plain text.
+//! Files to records with their lines: JSON lines, JSON arrays, plain text; each also compressed with gzip.
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 use crate::{Error, Location, Result};
@@ -15,19 +17,28 @@ pub(crate) enum Records {
     Document(Location, String),
 }
 
-/// Reads a `.jsonl`, `.json` or `.txt` file.
+/// Reads a `.jsonl`, `.json` or `.txt` file, or one of them behind `.gz`.
 ///
 /// A `.json` file may hold an array or objects one after the other; a `.jsonl` file that starts with `[` is
 /// read as an array.
 pub(crate) fn read(path: &Path) -> Result<Records> {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_lowercase();
+    let outer = extension_of(path);
+    let (extension, compression) = match outer.as_str() {
+        "gz" => (extension_of(&path.with_extension("")), Compression::Gzip),
+        _ => (outer, Compression::None),
+    };
     if !matches!(extension.as_str(), "jsonl" | "ndjson" | "json" | "txt" | "text") {
         // A missing file is the more useful complaint.
         std::fs::metadata(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        return Err(Error::Extension { path: path.into(), found: extension });
+        let found = match compression {
+            Compression::Gzip if extension.is_empty() => "gz".into(),
+            Compression::Gzip => format!("{extension}.gz"),
+            Compression::None => extension,
+        };
+        return Err(Error::Extension { path: path.into(), found });
     }
     let file: Arc<Path> = path.into();
-    let text = read_utf8(&file)?;
+    let text = read_utf8(&file, compression)?;
     let first = text.trim_start().chars().next();
     match (extension.as_str(), first) {
         ("txt" | "text", _) => Ok(Records::Document(Location { file, line: 1, element: None }, text)),
@@ -37,8 +48,26 @@ pub(crate) fn read(path: &Path) -> Result<Records> {
     }
 }
 
-fn read_utf8(file: &Arc<Path>) -> Result<String> {
-    let bytes = std::fs::read(file).map_err(|source| Error::Read { path: file.to_path_buf(), source })?;
+#[derive(Clone, Copy)]
+enum Compression {
+    None,
+    Gzip,
+}
+
+fn extension_of(path: &Path) -> String {
+    path.extension().and_then(|extension| extension.to_str()).unwrap_or("").to_lowercase()
+}
+
+fn read_utf8(file: &Arc<Path>, compression: Compression) -> Result<String> {
+    let mut bytes = std::fs::read(file).map_err(|source| Error::Read { path: file.to_path_buf(), source })?;
+    if let Compression::Gzip = compression {
+        let mut unpacked = Vec::with_capacity(4 * bytes.len());
+        // A gzip file may be several ones after each other, as `cat a.gz b.gz` makes them.
+        MultiGzDecoder::new(bytes.as_slice())
+            .read_to_end(&mut unpacked)
+            .map_err(|error| Error::Gzip { path: file.to_path_buf(), message: error.to_string() })?;
+        bytes = unpacked;
+    }
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let bytes = error.as_bytes();

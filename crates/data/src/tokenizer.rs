@@ -302,7 +302,7 @@ impl Tokenizer {
             .map_err(|error| self.failed("the tokens cannot be decoded", error))
     }
 
-    fn failed(&self, what: &str, error: tokenizers::Error) -> Error {
+    pub(crate) fn failed(&self, what: &str, error: tokenizers::Error) -> Error {
         Error::Tokenizer { origin: self.origin.clone(), message: format!("{what}: {error}"), hint: None }
     }
 
@@ -338,8 +338,17 @@ impl Tokenizer {
         self.chat_template.as_ref()
     }
 
+    /// The tokenizer itself, its file's truncation and padding switched off.
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
     pub(crate) fn added(&self) -> &[String] {
         &self.added
+    }
+
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
     pub(crate) fn looked_in(&self) -> &str {

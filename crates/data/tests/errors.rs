@@ -141,9 +141,14 @@ fn files_that_are_missing_empty_or_of_another_kind() {
         assert_eq!(said, format!("no record in {name}"));
     }
     assert!(matches!(load(&[], &tokenizer, &options).unwrap_err(), Error::Empty { .. }));
-    let (error, said) = error_of("a.jsonl.gz", "x", &tokenizer);
-    assert_eq!(said, "a.jsonl.gz: the extension \"gz\" is not one of .jsonl, .json, .txt");
-    assert_eq!(error.hint().unwrap(), "unpack the file first");
+    for (name, found, hint) in
+        [("a.gz", "gz", "data.jsonl.gz"), ("a.csv.gz", "csv.gz", "JSON"), ("a.jsonl.zst", "zst", "unpack")]
+    {
+        let (error, said) = error_of(name, "x", &tokenizer);
+        let expected = "is not one of .jsonl, .json, .txt (or these with .gz)";
+        assert_eq!(said, format!("{name}: the extension {found:?} {expected}"));
+        assert!(error.hint().unwrap().contains(hint), "{:?}", error.hint());
+    }
     let (_, said) = error_of("a.csv", "x", &tokenizer);
     assert!(said.contains("\"csv\""));
     let (error, said) = error_of("a.txt", b"one\ntwo \xff", &tokenizer);

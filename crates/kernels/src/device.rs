@@ -1,8 +1,9 @@
 //! What a device is: memory and every operation.
 
 use crate::{
-    AdamW, Attention, Bias, CrossEntropy, DType, Elementwise, Embedding, GatedActivation, Linear, Reduce,
-    Result, RmsNorm, Rope, Rows, SharedBytes, Tensor,
+    Activate, AdamW, Attention, Bias, Channel, Columns, CrossEntropy, DType, Dropout, Elementwise, Embedding,
+    GatedActivation, LayerNorm, Linear, Reduce, Result, RmsNorm, Rope, Rows, SharedBytes, SquaredError,
+    Tensor,
 };
 
 /// Memory of a device's tensors.
@@ -58,18 +59,24 @@ pub struct Usage {
 /// A device: memory and every operation. The compiler refuses one that lacks an operation.
 pub trait Kernels:
     Memory
+    + Activate
     + AdamW
     + Attention
     + Bias
+    + Channel
+    + Columns
     + CrossEntropy
+    + Dropout
     + Elementwise
     + Embedding
     + GatedActivation
+    + LayerNorm
     + Linear
     + Reduce
     + RmsNorm
     + Rope
     + Rows
+    + SquaredError
     + Send
     + Sync
     + std::fmt::Debug

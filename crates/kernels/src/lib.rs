@@ -16,6 +16,7 @@
 //! | `F` | width of the feed-forward layer |
 //! | `V` | vocabulary |
 //! | `r` | rank |
+//! | `U` | elements of a head that a rotation turns |
 //! | `N`, `K` | rows and columns of a linear layer's weight, `[out, in]` |
 //!
 //! All tensors are contiguous and row-major. Activations, gradients and statistics are `f32`; weights keep
@@ -57,17 +58,23 @@ pub use device::{Kernels, Memory, Usage};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use number::Number;
+pub use op::activation::{Activate, Activation};
 pub use op::adamw::{AdamW, AdamWStep};
 pub use op::attention::{Attention, AttentionShape, Mask, Segments};
 pub use op::bias::Bias;
+pub use op::channel::Channel;
+pub use op::columns::Columns;
 pub use op::cross_entropy::CrossEntropy;
+pub use op::dropout::{Dropout, DropoutMask};
 pub use op::elementwise::Elementwise;
 pub use op::embedding::Embedding;
-pub use op::gated_activation::{Activation, GatedActivation};
+pub use op::gated_activation::GatedActivation;
+pub use op::layer_norm::LayerNorm;
 pub use op::linear::Linear;
 pub use op::reduce::Reduce;
-pub use op::rms_norm::RmsNorm;
+pub use op::rms_norm::{RmsGain, RmsNorm};
 pub use op::rope::{Rope, RopeScaling, RopeTable};
 pub use op::rows::Rows;
+pub use op::squared_error::SquaredError;
 pub use random::{Generator, Stream};
 pub use tensor::Tensor;

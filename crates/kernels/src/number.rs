@@ -28,10 +28,14 @@ pub trait Number:
     fn ln(self) -> Self;
     /// The square root.
     fn sqrt(self) -> Self;
+    /// The hyperbolic tangent.
+    fn tanh(self) -> Self;
+    /// The complementary error function, `2 / sqrt(pi)` times the integral of `exp(-t^2)` from here on.
+    fn erfc(self) -> Self;
 }
 
 macro_rules! number {
-    ($type:ty) => {
+    ($type:ty, $erfc:path) => {
         impl Number for $type {
             fn of(value: f64) -> Self {
                 value as $type
@@ -48,9 +52,15 @@ macro_rules! number {
             fn sqrt(self) -> Self {
                 self.sqrt()
             }
+            fn tanh(self) -> Self {
+                self.tanh()
+            }
+            fn erfc(self) -> Self {
+                $erfc(self)
+            }
         }
     };
 }
 
-number!(f32);
-number!(f64);
+number!(f32, libm::erfcf);
+number!(f64, libm::erfc);

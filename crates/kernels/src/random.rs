@@ -23,6 +23,8 @@ pub enum Stream {
     Validation = 6,
     /// Sampling of generated tokens.
     Sampling = 7,
+    /// The seeds of dropout's masks.
+    Dropout = 8,
 }
 
 /// A seeded generator: the same seed, stream and index give the same numbers on every machine.
@@ -57,6 +59,11 @@ impl Generator {
     /// A draw from `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A draw of 64 bits: a seed for what draws by itself.
+    pub fn seed(&mut self) -> u64 {
+        self.0.next_u64()
     }
 
     /// A draw from `0..bound`; `bound` must be positive.

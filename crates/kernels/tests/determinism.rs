@@ -4,9 +4,9 @@ mod common;
 
 use common::{Draw, Source, weight};
 use lora_sb_kernels::{
-    Accum, Activation, AdamW, AdamWStep, Attention, AttentionShape, Bias, Cpu, CrossEntropy, DType,
-    Elementwise, Embedding, GatedActivation, Linear, Mask, Memory, Reduce, RmsNorm, Rope, RopeScaling,
-    RopeTable, Rows, Segments, Tensor,
+    Accum, Activate, Activation, AdamW, AdamWStep, Attention, AttentionShape, Bias, Channel, Columns, Cpu,
+    CrossEntropy, DType, Dropout, Elementwise, Embedding, GatedActivation, LayerNorm, Linear, Mask, Memory,
+    Reduce, RmsGain, RmsNorm, Rope, RopeScaling, RopeTable, Rows, Segments, SquaredError, Tensor,
 };
 
 /// Sizes that give every operation several blocks of work with a rest: T, D, N, V.
@@ -41,8 +41,8 @@ impl Record<'_> {
 
 type Operation = fn(&mut Record);
 
-const OPERATIONS: [Operation; 9] =
-    [linear, few_tokens, elements, rows, normalisation, rotation, optimizer, attention, loss];
+const OPERATIONS: [Operation; 10] =
+    [linear, few_tokens, elements, rows, normalisation, rotation, optimizer, attention, channels, loss];
 
 fn run(threads: usize) -> Vec<(&'static str, Vec<u64>)> {
     let cpu = Cpu::new(threads).unwrap();
@@ -92,13 +92,19 @@ fn elements(r: &mut Record) {
     r.output("fill", &y);
     let sum = r.cpu.sum_of_squares(&x).unwrap();
     r.outputs.push(("sum_of_squares", vec![sum.to_bits()]));
-    let (mut gate, mut up, dh) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.tensor(&[T, D]));
-    let mut h = r.cpu.empty(&[T, D]).unwrap();
-    r.cpu.gated_activation(Activation::Silu, &gate, &up, &mut h).unwrap();
-    r.output("gated_activation", &h);
-    r.cpu.gated_activation_backward(Activation::Silu, &mut gate, &mut up, &dh).unwrap();
-    r.output("gated_activation_backward, gate", &gate);
-    r.output("gated_activation_backward, up", &up);
+    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh] {
+        let (mut gate, mut up, dh) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.tensor(&[T, D]));
+        let mut h = r.cpu.empty(&[T, D]).unwrap();
+        r.cpu.gated_activation(activation, &gate, &up, &mut h).unwrap();
+        r.output("gated_activation", &h);
+        r.cpu.gated_activation_backward(activation, &mut gate, &mut up, &dh).unwrap();
+        r.output("gated_activation_backward, gate", &gate);
+        r.output("gated_activation_backward, up", &up);
+        r.cpu.activation(activation, &up, &mut h).unwrap();
+        r.output("activation", &h);
+        r.cpu.activation_backward(activation, &mut up, &dh).unwrap();
+        r.output("activation_backward", &up);
+    }
 }
 
 fn rows(r: &mut Record) {
@@ -121,24 +127,47 @@ fn rows(r: &mut Record) {
     r.output("gather_rows", &few);
     r.cpu.scatter_rows(&selected, &few, &mut x).unwrap();
     r.output("scatter_rows", &x);
+    let from = r.cpu.from_u32(&r.draw.indices(101, T), &[101]).unwrap();
+    let mut cache = r.tensor(&[V, D]);
+    r.cpu.copy_rows(&from, &x, &selected, &mut cache).unwrap();
+    r.output("copy_rows", &cache);
+    let mut part = r.cpu.empty(&[T, 129]).unwrap();
+    r.cpu.take_columns(&x, 31, &mut part).unwrap();
+    r.output("take_columns", &part);
+    r.cpu.put_columns(&part, 200, &mut x).unwrap();
+    r.output("put_columns", &x);
 }
 
 fn normalisation(r: &mut Record) {
     let (x, dy, gain) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.weight(DType::Bf16, &[D]));
     let (mut y, mut rstd) = (r.cpu.empty(&[T, D]).unwrap(), r.cpu.empty(&[T]).unwrap());
-    r.cpu.rms_norm(&x, &gain, 1e-6, &mut y, &mut rstd).unwrap();
+    let kind = RmsGain::OnePlusWeight;
+    r.cpu.rms_norm(&x, &gain, kind, 1e-6, &mut y, &mut rstd).unwrap();
     r.output("rms_norm", &y);
     r.output("rms_norm, rstd", &rstd);
     let mut dgain = r.tensor(&[D]);
-    r.cpu.rms_norm_backward(&x, &gain, &rstd, &dy, Accum::Replace, &mut y, Some(&mut dgain)).unwrap();
+    r.cpu.rms_norm_backward(&x, &gain, kind, &rstd, &dy, Accum::Replace, &mut y, Some(&mut dgain)).unwrap();
     r.output("rms_norm_backward, dx", &y);
     r.output("rms_norm_backward, dgain", &dgain);
+    let (shift, mut mean, mut dshift) =
+        (r.weight(DType::F16, &[D]), r.cpu.empty(&[T]).unwrap(), r.tensor(&[D]));
+    r.cpu.layer_norm(&x, &gain, &shift, 1e-6, &mut y, &mut mean, &mut rstd).unwrap();
+    r.output("layer_norm", &y);
+    r.output("layer_norm, mean", &mean);
+    r.output("layer_norm, rstd", &rstd);
+    let (statistics, gradients) = ((&mean, &rstd), (Some(&mut dgain), Some(&mut dshift)));
+    r.cpu
+        .layer_norm_backward(&x, &gain, statistics, &dy, Accum::Add, &mut y, gradients.0, gradients.1)
+        .unwrap();
+    r.output("layer_norm_backward, dx", &y);
+    r.output("layer_norm_backward, dgain", &dgain);
+    r.output("layer_norm_backward, dshift", &dshift);
 }
 
 fn rotation(r: &mut Record) {
-    let table = RopeTable::new(r.cpu, 1e4, &RopeScaling::Default, 22, 99).unwrap();
+    let table = RopeTable::new(r.cpu, 1e4, &RopeScaling::Default, 23, 22, 99).unwrap();
     let positions = r.cpu.from_u32(&r.draw.indices(T, 99), &[T]).unwrap();
-    let mut x = r.tensor(&[T, 22 * 23]);
+    let mut x = r.tensor(&[T, 23 * 19]);
     r.cpu.rope(&table, &positions, &mut x).unwrap();
     r.output("rope", &x);
     r.cpu.rope_backward(&table, &positions, &mut x).unwrap();
@@ -165,10 +194,11 @@ fn optimizer(r: &mut Record) {
 
 fn attention(r: &mut Record) {
     let segments = Segments::packed([140, 1, 37, 65, 20]);
-    for (heads, kv_heads, head_size, mask) in
-        [(4, 1, 24, Mask::Causal), (3, 3, 40, Mask::Full), (4, 2, 16, Mask::Sliding { window: 19 })]
+    let sliding = Mask::Sliding { window: 19 };
+    for (heads, kv_heads, head_size, mask, soft_cap) in
+        [(4, 1, 24, Mask::Causal, None), (3, 3, 40, Mask::Full, Some(1.5)), (4, 2, 16, sliding, Some(30.0))]
     {
-        let shape = AttentionShape { heads, kv_heads, head_size, scale: 0.2, mask };
+        let shape = AttentionShape { heads, kv_heads, head_size, scale: 0.2, mask, soft_cap };
         let (q, d_o) = (r.tensor(&[T, heads * head_size]), r.tensor(&[T, heads * head_size]));
         let (k, v) = (r.tensor(&[T, kv_heads * head_size]), r.tensor(&[T, kv_heads * head_size]));
         let like = |tensor: &Tensor| r.cpu.empty(tensor.shape()).unwrap();
@@ -190,10 +220,38 @@ fn loss(r: &mut Record) {
     let labels = r.cpu.from_u32(&r.draw.indices(T, V), &[T]).unwrap();
     let weights = r.cpu.from_f32(&[1.0 / T as f32; T], &[T]).unwrap();
     let (mut dx, mut dw) = (r.cpu.empty(&[T, 67]).unwrap(), r.tensor(&[V, 67]));
-    let loss = r.cpu.cross_entropy(&x, &w, &labels, &weights, 50, Some(&mut dx), Some(&mut dw)).unwrap();
-    r.outputs.push(("cross_entropy", vec![loss.to_bits()]));
-    r.output("cross_entropy, dx", &dx);
-    r.output("cross_entropy, dw", &dw);
+    for cap in [None, Some(3.0)] {
+        let gradients = (Some(&mut dx), Some(&mut dw));
+        let loss = r.cpu.cross_entropy(&x, &w, &labels, &weights, cap, 50, gradients.0, gradients.1).unwrap();
+        r.outputs.push(("cross_entropy", vec![loss.to_bits()]));
+        r.output("cross_entropy, dx", &dx);
+        r.output("cross_entropy, dw", &dw);
+    }
+    let mut logits = r.tensor(&[T, V]);
+    let loss = r.cpu.cross_entropy_of_logits(&mut logits, &labels, &weights).unwrap();
+    r.outputs.push(("cross_entropy_of_logits", vec![loss.to_bits()]));
+    r.output("cross_entropy_of_logits, logits", &logits);
+    let (mut z, targets) = (r.tensor(&[T]), r.tensor(&[T]));
+    let loss = r.cpu.squared_error(&mut z, &targets, &weights).unwrap();
+    r.outputs.push(("squared_error", vec![loss.to_bits()]));
+    r.output("squared_error, z", &z);
+}
+
+fn channels(r: &mut Record) {
+    let (c, a, mut b) = (r.weight(DType::Bf16, &[D]), r.tensor(&[T, D]), r.tensor(&[T, D]));
+    r.cpu.scale_channels(&c, &mut b).unwrap();
+    r.output("scale_channels", &b);
+    let (mut sums, mut rows) = (r.tensor(&[D]), r.tensor(&[T]));
+    r.cpu.channel_products(&a, &b, Accum::Add, &mut sums).unwrap();
+    r.output("channel_products", &sums);
+    r.cpu.row_products(&a, &b, 0.3, Accum::Add, &mut rows).unwrap();
+    r.output("row_products", &rows);
+    r.cpu.dropout(0.3, 17, &a, Accum::Add, &mut b).unwrap();
+    r.output("dropout", &b);
+    r.cpu.soft_cap(1.5, &mut b).unwrap();
+    r.output("soft_cap", &b);
+    r.cpu.scale(-0.3, &mut b).unwrap();
+    r.output("scale", &b);
 }
 
 fn same(case: &str, first: &[(&'static str, Vec<u64>)], second: &[(&'static str, Vec<u64>)]) {

@@ -55,6 +55,16 @@ pub enum Error {
         found: String,
         /// The families that are.
         known: String,
+        /// How to mend it.
+        hint: Option<String>,
+    },
+    /// A task that the model has no head for, or labels that do not fit its head.
+    #[error("{message}")]
+    Task {
+        /// What does not fit what.
+        message: String,
+        /// How to mend it.
+        hint: Option<String>,
     },
     /// A weight file that breaks the safetensors format.
     #[error("{file}: {message}")]
@@ -82,6 +92,21 @@ pub enum Error {
         /// The tensor's name.
         tensor: String,
         /// The shape it should have.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A classification head of another number of labels than the task has.
+    #[error(
+        "{file}: the classification head `{tensor}` has shape {found:?}; a task of {} needs {expected:?}",
+        labels(expected)
+    )]
+    Head {
+        /// The file.
+        file: String,
+        /// The tensor's name.
+        tensor: String,
+        /// The shape that the task asks for; its first axis are the labels.
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
@@ -122,6 +147,14 @@ pub enum Error {
         /// Positions that there are.
         prepared: usize,
     },
+    /// Labels of another kind than the model predicts.
+    #[error("the model predicts {expected}, but the batch's labels are {found}")]
+    Target {
+        /// What the model predicts.
+        expected: &'static str,
+        /// What the labels are.
+        found: &'static str,
+    },
     /// A parameter that this model does not have.
     #[error("the model has no {parameter}")]
     NoParameter {
@@ -143,7 +176,13 @@ impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::MissingFile { hint, .. } => hint.clone(),
+            Error::MissingFile { hint, .. }
+            | Error::UnknownArchitecture { hint, .. }
+            | Error::Task { hint, .. } => hint.clone(),
+            Error::Head { .. } => Some(
+                "choose a task with as many labels as the head that is there, or begin with a model without one"
+                    .into(),
+            ),
             Error::WeightFile { .. } => Some("download or copy the file again".into()),
             Error::TensorShape { .. } | Error::MissingTensor { .. } => {
                 Some("check that config.json and the weights belong to the same model".into())
@@ -160,6 +199,14 @@ impl Error {
 
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Error::Io { path: path.to_path_buf(), source }
+    }
+}
+
+/// The number of labels of a head's shape, in words.
+fn labels(shape: &[usize]) -> String {
+    match shape.first() {
+        Some(1) => "one label".into(),
+        count => format!("{} labels", count.unwrap_or(&0)),
     }
 }
 

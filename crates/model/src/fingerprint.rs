@@ -2,7 +2,8 @@
 
 use lora_sb_kernels::Tensor;
 
-use crate::{Model, Result};
+use crate::config::Positions;
+use crate::{Model, Parameter, Result};
 
 /// Rows of a table that are read; all of a large model would take longer than loading it.
 const SAMPLED_ROWS: usize = 8;
@@ -10,6 +11,7 @@ const SAMPLED_ROWS: usize = 8;
 impl Model {
     /// 16 hexadecimal digits over the architecture, every tensor's name and shape, and some rows of each.
     ///
+    /// A classification head is not among them, since it is trained with the adapter.
     /// Values count, not their type: a model written again as f32 keeps its fingerprint.
     ///
     /// # Errors
@@ -21,10 +23,18 @@ impl Model {
         for size in [config.num_attention_heads, config.num_key_value_heads, config.head_dim] {
             hash.add(&(size as u64).to_le_bytes());
         }
-        for number in [config.rms_norm_eps, config.rope_theta] {
-            hash.add(&number.to_le_bytes());
+        let mut numbers = vec![config.norm_eps];
+        if let Positions::Rotary { rotations, .. } = &config.positions {
+            numbers.extend(rotations.iter().map(|rotation| rotation.theta));
         }
-        for parameter in config.parameters() {
+        // What most families do not have counts where it is there: a Llama has the fingerprint it always had.
+        let usual = (config.head_dim as f64).sqrt().recip();
+        numbers.extend(Some(config.attention_scale).filter(|&scale| scale != usual));
+        numbers.extend(Some(config.embedding_scale).filter(|&scale| scale != 1.0));
+        numbers.extend(config.attention_soft_cap.into_iter().chain(config.logit_soft_cap));
+        numbers.iter().for_each(|number| hash.add(&number.to_le_bytes()));
+        let frozen = |parameter: &Parameter| !parameter.of_classification();
+        for parameter in config.parameters().into_iter().filter(frozen) {
             hash.add(config.name(parameter).as_bytes());
             let tensor = self.weights.required(parameter)?;
             for size in tensor.shape() {

@@ -1,8 +1,13 @@
-//! The final norm, the vocabulary projection and the loss.
+//! From the last block to the loss: the final norm, the vocabulary projection, and which head a batch is for.
+//!
+//! An encoder's head is in `classifier.rs`.
 
 use lora_sb_kernels::{Accum, Tensor};
 
-use crate::{Batch, Gradients, InputGradient, Model, Parameter, Result};
+use crate::batch::Labels;
+use crate::config::{NormPlacement, Task};
+use crate::norm::NormSaved;
+use crate::{Batch, Error, Gradients, InputGradient, Model, Norm, Parameter, Result};
 
 /// Bytes of logits that exist at a time. Rows that share a pass over the head's weights make the pass worth
 /// its reading, from some hundred rows on; with 32,000 tokens this is 262 rows, with 128,000 still 65.
@@ -14,12 +19,12 @@ pub(crate) fn chunk_rows(vocab_size: usize) -> usize {
 }
 
 impl Model {
-    /// The loss of the labelled tokens, and the gradient `[T, D]` of what came in, x `[T, D]`.
+    /// The loss of the labelled tokens or sequences, and the gradient `[T, D]` of what came in, x `[T, D]`.
     ///
-    /// Only labelled rows are normalised and projected; all other rows of the gradient are zero.
+    /// Only the rows from which something is predicted are read; all other rows of the gradient are zero.
     ///
     /// # Errors
-    /// Where a label is not in the vocabulary.
+    /// Where the targets are not what the model predicts, or a label is not one of its own.
     pub fn head(
         &self,
         x: Tensor,
@@ -27,6 +32,7 @@ impl Model {
         gradients: &mut dyn Gradients,
         wanted: InputGradient,
     ) -> Result<(f64, Option<Tensor>)> {
+        self.check_targets(batch)?;
         let (n, wanted) = (batch.labelled(), wanted == InputGradient::Wanted);
         if n == 0 {
             return Ok((0.0, if wanted { Some(self.kernels.zeros(x.shape())?) } else { None }));
@@ -35,37 +41,88 @@ impl Model {
         let mut rows = self.kernels.empty(&[n, shape[1]])?; // [N, D]
         self.kernels.gather_rows(&batch.rows, &x, &mut rows)?;
         drop(x);
-        let (y, rstd) = self.norm(Parameter::FinalNorm, &rows)?; // [N, D], [N]
+        let (loss, drows) = match &batch.labels {
+            Labels::Tokens(labels) => self.language_head(rows, labels, &batch.weights, gradients, wanted)?,
+            labels => self.classification_head(rows, labels, &batch.weights, gradients, wanted)?,
+        };
+        let Some(drows) = drows else { return Ok((loss, None)) };
+        let mut dx = self.kernels.empty(&shape)?; // [T, D]
+        self.kernels.scatter_rows(&batch.rows, &drows, &mut dx)?;
+        Ok((loss, Some(dx)))
+    }
 
-        let mut dy = match wanted || gradients.of(Parameter::FinalNorm).is_some() {
+    /// Checks that the batch's targets are what the model predicts.
+    pub(crate) fn check_targets(&self, batch: &Batch) -> Result<()> {
+        let expected = match (self.config.task, &batch.labels) {
+            (Task::LanguageModel, Labels::Tokens(_)) | (Task::Regression, Labels::Values(_)) => return Ok(()),
+            (Task::Classification { labels }, Labels::Classes(_, classes)) => {
+                let Some(sequence) = classes.iter().position(|&class| class as usize >= labels) else {
+                    return Ok(());
+                };
+                let message =
+                    format!("class {}; the model has {labels} classes, from 0 on", classes[sequence]);
+                return Err(Error::Batch { sequence, message });
+            }
+            (Task::LanguageModel, _) => "tokens",
+            (Task::Classification { .. }, _) => "classes",
+            (Task::Regression, _) => "numbers",
+        };
+        Err(Error::Target { expected, found: batch.labels.kind() })
+    }
+
+    /// The loss of rows `[N, D]` with labels `[N]` and weights `[N]`, and the rows' gradient `[N, D]`.
+    fn language_head(
+        &self,
+        rows: Tensor,
+        labels: &Tensor,
+        weights: &Tensor,
+        gradients: &mut dyn Gradients,
+        wanted: bool,
+    ) -> Result<(f64, Option<Tensor>)> {
+        let (y, norm) = self.final_norm(rows)?; // [N, D]
+        let through_norm = norm.is_some() && self.norm_is_trained(Norm::Final, gradients);
+        let mut dy = match wanted || through_norm {
             true => Some(self.kernels.empty(y.shape())?), // [N, D]
             false => None,
         };
         let w = self.weights.required(Parameter::Head)?; // [V, D]
         let tied = self.config.tie_word_embeddings;
         let dw = gradients.of(if tied { Parameter::Embedding } else { Parameter::Head });
-        let chunk = chunk_rows(self.config.vocab_size);
-        let loss =
-            self.kernels.cross_entropy(&y, w, &batch.labels, &batch.weights, chunk, dy.as_mut(), dw)?;
+        let (cap, chunk) = (self.logit_soft_cap(), chunk_rows(self.config.vocab_size));
+        let loss = self.kernels.cross_entropy(&y, w, labels, weights, cap, chunk, dy.as_mut(), dw)?;
         drop(y);
         let Some(dy) = dy else { return Ok((loss, None)) };
-
+        let Some((rows, saved)) = norm else { return Ok((loss, Some(dy))) };
         let mut drows = self.kernels.empty(rows.shape())?; // [N, D]
-        self.norm_backward(Parameter::FinalNorm, &rows, &rstd, &dy, Accum::Replace, &mut drows, gradients)?;
-        drop((rows, dy));
-        if !wanted {
-            return Ok((loss, None));
-        }
-        let mut dx = self.kernels.empty(&shape)?; // [T, D]
-        self.kernels.scatter_rows(&batch.rows, &drows, &mut dx)?;
-        Ok((loss, Some(dx)))
+        self.norm_backward(Norm::Final, &rows, &saved, &dy, Accum::Replace, &mut drows, gradients)?;
+        Ok((loss, wanted.then_some(drows)))
     }
 
-    /// Logits `[T, V]` of all rows of x `[T, D]`.
-    pub(crate) fn project(&self, x: &Tensor) -> Result<Tensor> {
-        let (y, _) = self.norm(Parameter::FinalNorm, x)?; // [T, D]
-        let mut logits = self.kernels.empty(&[x.shape()[0], self.config.vocab_size])?; // [T, V]
+    /// The logits of rows `[N, D]` of the residual stream: `[N, V]`, or `[N, C]` of a classification head.
+    pub(crate) fn project(&self, rows: Tensor) -> Result<Tensor> {
+        if self.config.task != Task::LanguageModel {
+            return self.classified(&rows);
+        }
+        let (y, _) = self.final_norm(rows)?; // [N, D]
+        let mut logits = self.kernels.empty(&[y.shape()[0], self.config.vocab_size])?; // [N, V]
         self.kernels.linear(&y, self.weights.required(Parameter::Head)?, 1.0, Accum::Replace, &mut logits)?;
+        if let Some(cap) = self.logit_soft_cap() {
+            self.kernels.soft_cap(cap, &mut logits)?;
+        }
         Ok(logits)
+    }
+
+    /// rows `[N, D]` behind the final norm, and what its backward reads; the rows themselves where the blocks' norms
+    /// stand behind, so that the last block has normed them.
+    fn final_norm(&self, rows: Tensor) -> Result<(Tensor, Option<(Tensor, NormSaved)>)> {
+        if self.config.norm_placement == NormPlacement::Behind {
+            return Ok((rows, None));
+        }
+        let (y, saved) = self.norm(Norm::Final, &rows)?; // [N, D]
+        Ok((y, Some((rows, saved))))
+    }
+
+    fn logit_soft_cap(&self) -> Option<f32> {
+        self.config.logit_soft_cap.map(|cap| cap as f32)
     }
 }

@@ -4,12 +4,29 @@ use lora_sb_kernels::{Kernels, Result, Tensor};
 
 use crate::{Parameter, Site};
 
+/// A linear layer as a hook sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a> {
+    /// Which one it is.
+    pub site: Site,
+    /// `[N, K]`, in its file's type.
+    pub weight: &'a Tensor,
+    /// `[N]`, in its file's type.
+    pub bias: Option<&'a Tensor>,
+}
+
 /// What is done at each linear layer besides its own product. The model never learns which method it is.
 pub trait LinearHook {
     /// Adds the hook's part to `y`, which already holds `x W^T` and the bias; x `[T, K]`, y `[T, N]`.
     ///
     /// What the backward pass will want is returned, and handed back to it.
-    fn forward(&self, kernels: &dyn Kernels, site: Site, x: &Tensor, y: &mut Tensor) -> Result<SiteSaved>;
+    fn forward(
+        &self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        x: &Tensor,
+        y: &mut Tensor,
+    ) -> Result<SiteSaved>;
 
     /// Whether [`LinearHook::backward`] wants `x`; the model then computes it again if it was not kept.
     fn needs_input(&self, site: Site) -> bool;
@@ -21,7 +38,7 @@ pub trait LinearHook {
     fn backward(
         &mut self,
         kernels: &dyn Kernels,
-        site: Site,
+        layer: Layer<'_>,
         saved: SiteSaved,
         x: Option<&Tensor>,
         dy: &Tensor,
@@ -38,7 +55,7 @@ pub struct SiteSaved(pub Vec<Tensor>);
 pub struct Frozen;
 
 impl LinearHook for Frozen {
-    fn forward(&self, _: &dyn Kernels, _: Site, _: &Tensor, _: &mut Tensor) -> Result<SiteSaved> {
+    fn forward(&self, _: &dyn Kernels, _: Layer<'_>, _: &Tensor, _: &mut Tensor) -> Result<SiteSaved> {
         Ok(SiteSaved::default())
     }
 
@@ -49,7 +66,7 @@ impl LinearHook for Frozen {
     fn backward(
         &mut self,
         _: &dyn Kernels,
-        _: Site,
+        _: Layer<'_>,
         _: SiteSaved,
         _: Option<&Tensor>,
         _: &Tensor,

@@ -1,4 +1,4 @@
-//! One configurable decoder transformer with an explicit backward, and Hugging Face directories.
+//! One configurable transformer with an explicit backward, and Hugging Face directories.
 //!
 //! A [`Model`] is read from a directory ([`Model::load`]), from bytes in memory ([`Model::from_files`]) or
 //! drawn at random ([`Model::random`]). It computes losses, gradients and logits of packed batches on any
@@ -14,7 +14,7 @@
 //! use std::sync::Arc;
 //!
 //! use lora_sb_kernels::{Cpu, Kernels};
-//! use lora_sb_model::{Batch, Config, Frozen, Model, Recompute, Sequence};
+//! use lora_sb_model::{Batch, Config, Frozen, Model, Recompute, Sequence, Storage};
 //!
 //! let config = Config::from_json(
 //!     br#"{
@@ -23,9 +23,9 @@
 //!     }"#,
 //! )?;
 //! let kernels: Arc<dyn Kernels> = Arc::new(Cpu::new(1)?);
-//! let model = Model::random(config, Arc::clone(&kernels), 7)?;
+//! let model = Model::random(config, Arc::clone(&kernels), 7, Storage::Trainable)?;
 //!
-//! let sequence = Sequence { ids: &[1, 5, 3, 12], trained: &[false, true, true, true], weight: 1.0 / 3.0 };
+//! let sequence = Sequence::text(&[1, 5, 3, 12], &[false, true, true, true], 1.0 / 3.0);
 //! let batch = Batch::pack(&*kernels, &[sequence])?;
 //!
 //! let mut gradients = BTreeMap::new();
@@ -40,6 +40,7 @@
 mod attention;
 mod batch;
 mod block;
+mod classifier;
 mod config;
 pub mod decode;
 mod embed;
@@ -56,18 +57,20 @@ mod model;
 mod norm;
 mod save;
 mod site;
+mod task;
 mod weight_file;
 mod weights;
 
-pub use batch::{Batch, Sequence};
+pub use batch::{Batch, Sequence, Target};
 pub use block::BlockSaved;
-pub use config::Config;
-pub use decode::{Decoder, Generation, Sampling, generate};
+pub use config::{BlockKind, Config, FeedForward, NormKind, NormPlacement, Positions, Rotation, Task};
+pub use decode::{Decoder, Generation, Next, Sampling, generate};
 pub use error::{Error, Result};
 pub use family::Family;
-pub use hook::{Frozen, Gradients, InputGradient, LinearHook, NoGradients, Recompute, SiteSaved};
+pub use hook::{Frozen, Gradients, InputGradient, Layer, LinearHook, NoGradients, Recompute, SiteSaved};
+pub use load::LoadOptions;
 pub use model::Model;
-pub use save::{SaveType, save_model};
-pub use site::{Parameter, Projection, Site};
+pub use save::{SHARD_BYTES, SaveType, save_model, save_model_in_shards};
+pub use site::{Norm, Parameter, Projection, Site};
 pub use weight_file::{WeightFile, WeightFileWriter, WeightView};
 pub use weights::Storage;

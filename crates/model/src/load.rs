@@ -6,13 +6,32 @@ use std::path::{Path, PathBuf};
 use lora_sb_kernels::{Kernels, SharedBytes, Tensor};
 use serde_json::Value;
 
-use crate::weight_file::WeightFile;
-use crate::weights::{Storage, Weights};
-use crate::{Config, Error, Parameter, Result};
+use crate::weight_file::{WeightFile, WeightView};
+use crate::weights::{Storage, Weights, fresh};
+use crate::{Config, Error, Parameter, Result, Task};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// What is decided when a model is read, besides what its files say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// The task of an encoder's head, where it is not the one of `config.json`; a decoder's is
+    /// [`Task::LanguageModel`].
+    pub task: Option<Task>,
+    /// Of a classification head that is not in the files.
+    pub seed: u64,
+}
+
+impl LoadOptions {
+    pub(crate) fn applied_to(self, config: Config) -> Result<Config> {
+        match self.task {
+            Some(task) => config.with_task(task),
+            None => Ok(config),
+        }
+    }
+}
 
 /// A model's weight files, and which of them holds which tensor.
 pub(crate) struct Shelf {
@@ -103,50 +122,77 @@ impl Shelf {
         Ok(Shelf { files, places, searched: name })
     }
 
-    /// All tensors that the configuration asks for, and a warning for each that nobody asks for.
+    /// All tensors that the configuration asks for, with a sentence for each that nobody asks for and one for
+    /// a classification head that is not in the files. `seed` is that of such a head.
     pub(crate) fn weights(
         &self,
         config: &Config,
         kernels: &dyn Kernels,
         storage: Storage,
+        seed: u64,
     ) -> Result<(Weights, Vec<String>)> {
-        let mut tensors = BTreeMap::new();
-        for parameter in config.parameters() {
-            let (name, shape) = (config.name(parameter), config.parameter_shape(parameter));
-            let mapped = self.tensor(&name, &shape, kernels)?;
-            let tensor = match storage {
-                Storage::Mapped => mapped,
-                Storage::Trainable => kernels.to_owned_f32(&mapped)?,
+        let (mut tensors, mut drawn) = (BTreeMap::new(), Vec::new());
+        for (index, parameter) in config.parameters().into_iter().enumerate() {
+            let tensor = match self.tensor(config, parameter, kernels)? {
+                // A classification head is trained in any case, beside an adapter too.
+                Some(mapped) if parameter.of_classification() => kernels.to_owned_f32(&mapped)?,
+                Some(mapped) if storage == Storage::Trainable => kernels.to_owned_f32(&mapped)?,
+                Some(mapped) => mapped,
+                None if parameter.of_classification() => {
+                    drawn.push(format!("`{}`", config.name(parameter)));
+                    fresh(config, kernels, parameter, (seed, index as u64), Storage::Trainable)?
+                }
+                None => {
+                    let (file, tensor) = (self.searched.clone(), config.name(parameter));
+                    let expected = config.parameter_shape(parameter);
+                    return Err(Error::MissingTensor { file, tensor, expected });
+                }
             };
             tensors.insert(parameter, tensor);
         }
-        Ok((Weights::new(config, tensors), self.unused(config)))
+        let mut warnings = self.unused(config);
+        warnings.extend(self.untied(config)?);
+        if !drawn.is_empty() {
+            let (file, drawn) = (&self.searched, drawn.join(", "));
+            warnings.push(format!(
+                "{file}: no {drawn}; this part of the classification head is new, drawn at random, and means \
+                 nothing until it is trained"
+            ));
+        }
+        Ok((Weights::new(config, tensors), warnings))
     }
 
-    fn tensor(&self, name: &str, shape: &[usize], kernels: &dyn Kernels) -> Result<Tensor> {
-        let file = self.places.get(name).map(|&index| &self.files[index]);
-        let view = match file {
-            Some(file) => file.get(name)?,
-            None => None,
-        };
-        let file = file.map_or_else(|| self.searched.clone(), |file| file.file().to_string());
-        let Some(view) = view else {
-            return Err(Error::MissingTensor { file, tensor: name.into(), expected: shape.to_vec() });
-        };
-        if view.shape != shape {
-            let (tensor, expected) = (name.into(), shape.to_vec());
-            return Err(Error::TensorShape { file, tensor, expected, found: view.shape });
+    /// A tensor under any of its names, as it lies in its file.
+    fn tensor(&self, config: &Config, parameter: Parameter, kernels: &dyn Kernels) -> Result<Option<Tensor>> {
+        let expected = config.parameter_shape(parameter);
+        for name in config.family.names().spellings(parameter) {
+            let Some(file) = self.file_of(&name) else { continue };
+            let Some(view) = file.get(&name)? else { continue };
+            if view.shape == expected {
+                return Ok(Some(kernels.from_bytes(view.bytes, view.dtype, &expected)?));
+            }
+            let (file, tensor, found) = (file.file().into(), name, view.shape);
+            let head = matches!(parameter, Parameter::Classifier | Parameter::ClassifierBias);
+            return Err(match head && found.get(1..) == expected.get(1..) {
+                true => Error::Head { file, tensor, expected, found },
+                false => Error::TensorShape { file, tensor, expected, found },
+            });
         }
-        Ok(kernels.from_bytes(view.bytes, view.dtype, shape)?)
+        Ok(None)
+    }
+
+    fn file_of(&self, name: &str) -> Option<&WeightFile> {
+        self.places.get(name).map(|&index| &self.files[index])
     }
 
     fn unused(&self, config: &Config) -> Vec<String> {
         let names = config.family.names();
-        let mut known: BTreeSet<String> = config.parameters().into_iter().map(|p| config.name(p)).collect();
-        // Some tied models carry a copy of the embedding as their head.
-        known.insert(config.name(Parameter::Head));
-        let harmless = |name: &str| names.ignored.iter().any(|ending| name.ends_with(ending));
-        let unused = self.places.iter().filter(|(name, _)| !known.contains(*name) && !harmless(name));
+        let parameters = config.parameters();
+        let mut known: BTreeSet<String> = parameters.iter().flat_map(|&p| names.spellings(p)).collect();
+        if config.tie_word_embeddings {
+            known.insert(config.name(Parameter::Head));
+        }
+        let unused = self.places.iter().filter(|(name, _)| !known.contains(*name) && !names.ignores(name));
         unused
             .map(|(name, &index)| {
                 format!(
@@ -156,6 +202,40 @@ impl Shelf {
             })
             .collect()
     }
+
+    /// A sentence where the files of a tied model hold a head that is not a copy of the embedding.
+    ///
+    /// transformers 4 ties nevertheless, as this program does; from 5 on it follows the file.
+    fn untied(&self, config: &Config) -> Result<Option<String>> {
+        let head = config.name(Parameter::Head);
+        let Some(file) = self.file_of(&head).filter(|_| config.tie_word_embeddings) else { return Ok(None) };
+        let Some(head_view) = file.get(&head)? else { return Ok(None) };
+        for name in config.family.names().spellings(Parameter::Embedding) {
+            let Some(embedding) = self.file_of(&name) else { continue };
+            if embedding.get(&name)?.is_some_and(|view| !looks_alike(&view, &head_view)) {
+                return Ok(Some(format!(
+                    "{}: `{head}` differs from the embedding `{name}` and was left out, as config.json says \
+                     `tie_word_embeddings`",
+                    file.file()
+                )));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether two tables are of one type and shape and agree in some places; to read all of them would double
+/// the time of loading.
+fn looks_alike(a: &WeightView, b: &WeightView) -> bool {
+    let (left, right) = (a.bytes.bytes(), b.bytes.bytes());
+    let (pieces, length) = (64, 256);
+    let mut starts = (0..pieces).map(|i| i * left.len() / pieces);
+    a.dtype == b.dtype
+        && a.shape == b.shape
+        && starts.all(|start| {
+            let end = (start + length).min(left.len());
+            left[start..end] == right[start..end]
+        })
 }
 
 /// Weight files that are in memory.

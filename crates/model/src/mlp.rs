@@ -1,79 +1,104 @@
-//! The feed-forward layer: gate and up, gated activation, down.
+//! The feed-forward layer: gate and up, or up alone, activation, down.
 
-use lora_sb_kernels::{Accum, Tensor};
+use std::borrow::Borrow;
 
+use lora_sb_kernels::{Accum, Activation, Tensor};
+
+use crate::config::FeedForward;
 use crate::{Gradients, LinearHook, Model, Projection, Result, SiteSaved};
+
+/// The layers that read the sub-layer's input, where a gate is among them and where not.
+const GATED: [Projection; 2] = [Projection::Gate, Projection::Up];
+const PLAIN: [Projection; 1] = [Projection::Up];
 
 /// What the feed-forward layer keeps for its backward.
 #[derive(Debug)]
 pub(crate) struct FeedForwardSaved {
-    /// `[T, F]`.
-    gate: Tensor,
-    /// `[T, F]`.
-    up: Tensor,
-    /// Of gate, up and down.
-    sites: [SiteSaved; 3],
+    hidden: Hidden,
+    /// Of the layers that made it: gate and up, the one that makes both, or up alone.
+    projections: Vec<SiteSaved>,
+    down: SiteSaved,
+}
+
+/// What the activation reads, and its gradient after the backward; each `[T, F]`.
+#[derive(Debug)]
+enum Hidden {
+    Gated(Activation, [Tensor; 2]),
+    Plain(Activation, [Tensor; 1]),
 }
 
 impl Model {
-    /// What the feed-forward layer adds to the residual stream, `[T, D]`; n `[T, D]` is the normed input.
+    /// What the feed-forward layer adds to the residual stream, `[T, D]`; n `[T, D]` is its input.
     pub(crate) fn feed_forward(
         &self,
         layer: usize,
-        n: Tensor,
+        n: impl Borrow<Tensor>,
         hook: &dyn LinearHook,
     ) -> Result<(Tensor, FeedForwardSaved)> {
-        let (gate, gate_saved) = self.linear(Projection::Gate.of(layer), &n, hook)?; // [T, F]
-        let (up, up_saved) = self.linear(Projection::Up.of(layer), &n, hook)?; // [T, F]
+        let (hidden, projections) = match self.config.feed_forward {
+            FeedForward::Gated(activation) => {
+                let (parts, saved) = self.linear_parts(layer, GATED, n.borrow(), hook)?;
+                (Hidden::Gated(activation, parts), saved)
+            }
+            FeedForward::Plain(activation) => {
+                let (parts, saved) = self.linear_parts(layer, PLAIN, n.borrow(), hook)?;
+                (Hidden::Plain(activation, parts), saved)
+            }
+        };
         drop(n);
-        let h = self.gated(&gate, &up)?; // [T, F]
-        let (y, down_saved) = self.linear(Projection::Down.of(layer), &h, hook)?; // [T, D]
-        Ok((y, FeedForwardSaved { gate, up, sites: [gate_saved, up_saved, down_saved] }))
+        let h = self.activated(&hidden)?; // [T, F]
+        let (y, down) = self.linear(Projection::Down.of(layer), &h, hook)?; // [T, D]
+        Ok((y, FeedForwardSaved { hidden, projections, down }))
     }
 
-    /// `h = act(gate) * up`; all `[T, F]`.
-    fn gated(&self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        let mut h = self.kernels.empty(gate.shape())?; // [T, F]
-        self.kernels.gated_activation(self.config.activation, gate, up, &mut h)?;
+    /// `h = act(gate) * up`, or `h = act(up)`; all `[T, F]`.
+    fn activated(&self, hidden: &Hidden) -> Result<Tensor> {
+        let (Hidden::Gated(_, [x, ..]) | Hidden::Plain(_, [x])) = hidden;
+        let mut h = self.kernels.empty(x.shape())?; // [T, F]
+        match hidden {
+            Hidden::Gated(activation, [gate, up]) => {
+                self.kernels.gated_activation(*activation, gate, up, &mut h)?;
+            }
+            Hidden::Plain(activation, [up]) => self.kernels.activation(*activation, up, &mut h)?,
+        }
         Ok(h)
     }
 
-    /// The gradient dn `[T, D]` of the normed input from dy `[T, D]`.
+    /// The gradient dn `[T, D]` of the input from dy `[T, D]`.
     ///
-    /// `n` computes the normed input again; it is called only if a trained part reads it.
+    /// `n` gives the input again; it is called only if a trained part reads it.
     pub(crate) fn feed_forward_backward(
         &self,
         layer: usize,
         saved: FeedForwardSaved,
-        n: &dyn Fn() -> Result<Tensor>,
+        n: impl FnOnce() -> Result<Tensor>,
         dy: &Tensor,
         hook: &mut dyn LinearHook,
         gradients: &mut dyn Gradients,
     ) -> Result<Tensor> {
-        let FeedForwardSaved { mut gate, mut up, sites: [gate_saved, up_saved, down_saved] } = saved;
-        let [gate_site, up_site, down_site] =
-            [Projection::Gate, Projection::Up, Projection::Down].map(|projection| projection.of(layer));
-
-        let h = match self.linear_needs_input(down_site, hook, gradients) {
-            true => Some(self.gated(&gate, &up)?), // [T, F]
+        let FeedForwardSaved { hidden, projections, down } = saved;
+        let site = Projection::Down.of(layer);
+        let h = match self.linear_needs_input(site, hook, gradients) {
+            true => Some(self.activated(&hidden)?), // [T, F]
             false => None,
         };
-        let mut dh = self.kernels.empty(gate.shape())?; // [T, F]
+        let mut dh = self.kernels.empty(&[dy.shape()[0], self.config.intermediate_size])?; // [T, F]
         let dh_out = Some((&mut dh, Accum::Replace));
-        self.linear_backward(down_site, down_saved, h.as_ref(), dy, dh_out, hook, gradients)?;
+        self.linear_backward(site, down, h.as_ref(), dy, dh_out, hook, gradients)?;
         drop(h);
-        self.kernels.gated_activation_backward(self.config.activation, &mut gate, &mut up, &dh)?;
-        drop(dh);
-        let (dgate, dup) = (gate, up); // [T, F], overwritten by their gradients
-
-        let read = [gate_site, up_site].iter().any(|&site| self.linear_needs_input(site, hook, gradients));
-        let n = if read { Some(n()?) } else { None }; // [T, D]
-        let mut dn = self.kernels.empty(dy.shape())?; // [T, D]
-        let dn_out = Some((&mut dn, Accum::Replace));
-        self.linear_backward(gate_site, gate_saved, n.as_ref(), &dgate, dn_out, hook, gradients)?;
-        drop(dgate);
-        let dn_out = Some((&mut dn, Accum::Add));
-        self.linear_backward(up_site, up_saved, n.as_ref(), &dup, dn_out, hook, gradients)?;
-        Ok(dn)
+        // The tensors of `hidden` are overwritten by their gradients.
+        let dn = match hidden {
+            Hidden::Gated(activation, [mut gate, mut up]) => {
+                self.kernels.gated_activation_backward(activation, &mut gate, &mut up, &dh)?;
+                drop(dh);
+                self.linear_parts_backward(layer, GATED, projections, n, [gate, up], true, hook, gradients)?
+            }
+            Hidden::Plain(activation, [mut up]) => {
+                self.kernels.activation_backward(activation, &mut up, &dh)?;
+                drop(dh);
+                self.linear_parts_backward(layer, PLAIN, projections, n, [up], true, hook, gradients)?
+            }
+        };
+        Ok(dn.expect("it was wanted"))
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use lora_sb_kernels::{Kernels, RopeTable, SharedBytes, Tensor};
 
-use crate::load::{self, Shelf};
+use crate::config::{Positions, Rotation, Task};
+use crate::load::{self, LoadOptions, Shelf};
 use crate::weights::{Storage, Weights};
 use crate::{
     Batch, BlockSaved, Config, Error, Gradients, InputGradient, LinearHook, NoGradients, Parameter,
@@ -15,13 +16,14 @@ use crate::{
 /// Positions that a fresh model is prepared for; 2 MB at heads of 128 elements. More by [`Model::prepare`].
 const FIRST_POSITIONS: usize = 2048;
 
-/// A decoder transformer on a device.
+/// A transformer on a device.
 #[derive(Debug)]
 pub struct Model {
     pub(crate) config: Config,
     pub(crate) kernels: Arc<dyn Kernels>,
     pub(crate) weights: Weights,
-    pub(crate) rope: RopeTable,
+    /// One for each of the configuration's rotations; none where positions are learned.
+    pub(crate) ropes: Vec<RopeTable>,
     /// The directory it was read from, whose tokenizer files are copied when it is saved.
     pub(crate) source: Option<PathBuf>,
     warnings: Vec<String>,
@@ -33,8 +35,21 @@ impl Model {
     /// # Errors
     /// Where a file or tensor is missing, damaged, or not what the configuration says.
     pub fn load(dir: &Path, kernels: Arc<dyn Kernels>, storage: Storage) -> Result<Model> {
-        let config = load::config(dir)?;
-        let (weights, warnings) = Shelf::open(dir)?.weights(&config, &*kernels, storage)?;
+        Model::load_with(dir, kernels, storage, LoadOptions::default())
+    }
+
+    /// The same for a task of one's own choice, and with the seed of a classification head that is new.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; where the model has no head for the task, or one with another number of labels.
+    pub fn load_with(
+        dir: &Path,
+        kernels: Arc<dyn Kernels>,
+        storage: Storage,
+        options: LoadOptions,
+    ) -> Result<Model> {
+        let config = options.applied_to(load::config(dir)?)?;
+        let (weights, warnings) = Shelf::open(dir)?.weights(&config, &*kernels, storage, options.seed)?;
         Model::new(config, kernels, weights, Some(dir.to_path_buf()), warnings)
     }
 
@@ -49,17 +64,18 @@ impl Model {
         storage: Storage,
     ) -> Result<Model> {
         let config = Config::from_json(config_json)?;
-        let (weights, warnings) = load::in_memory(weights)?.weights(&config, &*kernels, storage)?;
+        let (weights, warnings) =
+            load::in_memory(weights)?.weights(&config, &*kernels, storage, LoadOptions::default().seed)?;
         Model::new(config, kernels, weights, None, warnings)
     }
 
-    /// A model of random weights, ready to be trained from the beginning: weights from
-    /// N(0, `initializer_range`^2), gains 1, biases 0.
+    /// A model of random weights from N(0, `initializer_range`^2), gains 1, biases 0: ready to be trained from the
+    /// beginning, or frozen as `bf16`, where only speed and memory matter.
     ///
     /// # Errors
     /// Where the device has no memory for it.
-    pub fn random(config: Config, kernels: Arc<dyn Kernels>, seed: u64) -> Result<Model> {
-        let weights = Weights::random(&config, &*kernels, seed)?;
+    pub fn random(config: Config, kernels: Arc<dyn Kernels>, seed: u64, storage: Storage) -> Result<Model> {
+        let weights = Weights::random(&config, &*kernels, seed, storage)?;
         Model::new(config, kernels, weights, None, Vec::new())
     }
 
@@ -71,8 +87,8 @@ impl Model {
         warnings: Vec<String>,
     ) -> Result<Model> {
         let positions = config.max_position_embeddings.min(FIRST_POSITIONS);
-        let rope = rope_table(&config, &*kernels, positions)?;
-        Ok(Model { config, kernels, weights, rope, source, warnings })
+        let ropes = rope_tables(&config, &*kernels, positions)?;
+        Ok(Model { config, kernels, weights, ropes, source, warnings })
     }
 
     /// The architecture.
@@ -83,6 +99,11 @@ impl Model {
     /// The device.
     pub fn kernels(&self) -> &Arc<dyn Kernels> {
         &self.kernels
+    }
+
+    /// The directory that it was read from.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
     }
 
     /// What was found in the files and not used, a sentence each.
@@ -131,23 +152,28 @@ impl Model {
     /// # Errors
     /// Where the device has no memory for the rotation table.
     pub fn prepare(&mut self, longest: usize) -> Result<()> {
-        if longest > self.rope.positions() {
-            self.rope = rope_table(&self.config, &*self.kernels, longest)?;
+        if self.ropes.first().is_some_and(|rope| longest > rope.positions()) {
+            self.ropes = rope_tables(&self.config, &*self.kernels, longest)?;
         }
         Ok(())
     }
 
     /// Checks that the rotation table reaches `longest` positions.
     pub(crate) fn check_positions(&self, longest: usize) -> Result<()> {
-        let prepared = self.rope.positions();
+        let prepared = match (&self.config.positions, self.ropes.first()) {
+            (Positions::Learned { offset }, _) => self.config.max_position_embeddings - offset,
+            (Positions::Rotary { .. }, rope) => rope.map_or(0, RopeTable::positions),
+        };
         if longest <= prepared { Ok(()) } else { Err(Error::Positions { needed: longest, prepared }) }
     }
 
     /// The sum of the labelled tokens' losses, each times its sequence's weight.
     ///
     /// # Errors
-    /// Where an id is not in the vocabulary or a sequence is longer than the model is prepared for.
+    /// Where an id is not in the vocabulary, a sequence is longer than the model is prepared for, or the targets are
+    /// not what the model predicts.
     pub fn loss(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<f64> {
+        self.check_targets(batch)?;
         if batch.labelled() == 0 {
             return Ok(0.0);
         }
@@ -156,13 +182,20 @@ impl Model {
         Ok(loss)
     }
 
-    /// The logits of every token, `[T, V]`.
+    /// The logits of every token, `[T, V]`; of every sequence, `[sequences, C]`, where the model has a
+    /// classification head.
     ///
     /// # Errors
     /// As [`Model::loss`].
     pub fn logits(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<Tensor> {
         let x = self.hidden(batch, hook)?;
-        self.project(&x)
+        if self.config.task == Task::LanguageModel {
+            return self.project(x);
+        }
+        let first: Vec<u32> = batch.segments.iter().map(|(tokens, _)| tokens.start as u32).collect();
+        let mut rows = self.kernels.empty(&[first.len(), self.config.hidden_size])?; // [sequences, D]
+        self.kernels.gather_rows(&self.kernels.from_u32(&first, &[first.len()])?, &x, &mut rows)?;
+        self.project(rows)
     }
 
     /// The residual stream behind the last block, `[T, D]`.
@@ -187,6 +220,7 @@ impl Model {
         gradients: &mut dyn Gradients,
         recompute: Recompute,
     ) -> Result<f64> {
+        self.check_targets(batch)?;
         if batch.labelled() == 0 {
             return Ok(0.0);
         }
@@ -195,7 +229,7 @@ impl Model {
         for layer in 0..self.config.num_hidden_layers {
             let (y, saved) = self.block_forward(layer, x, batch, hook)?;
             kept.push(match recompute {
-                Recompute::None => Kept::All(Box::new(saved)),
+                Recompute::None => Kept::All(saved),
                 Recompute::Block => Kept::Input(saved.into_input()),
             });
             x = y;
@@ -204,10 +238,10 @@ impl Model {
         for (layer, kept) in kept.into_iter().enumerate().rev() {
             let Some(dy) = dx.take() else { break };
             let saved = match kept {
-                Kept::All(saved) => *saved,
+                Kept::All(saved) => saved,
                 Kept::Input(x) => self.block_forward(layer, x, batch, hook)?.1,
             };
-            let before = layer > 0 || gradients.of(Parameter::Embedding).is_some();
+            let before = layer > 0 || self.embedding_is_trained(gradients);
             let wanted = if before { InputGradient::Wanted } else { InputGradient::Unwanted };
             dx = self.block_backward(layer, saved, batch, dy, hook, gradients, wanted)?;
         }
@@ -220,11 +254,15 @@ impl Model {
 
 /// What stands between a block's forward and backward.
 enum Kept {
-    All(Box<BlockSaved>),
+    All(BlockSaved),
     /// `[T, D]`.
     Input(Tensor),
 }
 
-fn rope_table(config: &Config, kernels: &dyn Kernels, positions: usize) -> Result<RopeTable> {
-    Ok(RopeTable::new(kernels, config.rope_theta, &config.rope_scaling, config.head_dim, positions)?)
+fn rope_tables(config: &Config, kernels: &dyn Kernels, positions: usize) -> Result<Vec<RopeTable>> {
+    let Positions::Rotary { rotary_size, rotations } = &config.positions else { return Ok(Vec::new()) };
+    let table = |Rotation { theta, scaling }: &Rotation| {
+        Ok(RopeTable::new(kernels, *theta, scaling, config.head_dim, *rotary_size, positions)?)
+    };
+    rotations.iter().map(table).collect()
 }

@@ -1,9 +1,13 @@
 //! The tensors of a model, by parameter.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use lora_sb_kernels::{Generator, Kernels, Stream, Tensor};
+use half::bf16;
+use lora_sb_kernels::{DType, Generator, Kernels, RmsGain, SharedBytes, Stream, Tensor};
+use rayon::prelude::*;
 
+use crate::config::NormKind;
 use crate::{Config, Error, Parameter, Result};
 
 /// How a model's tensors are held.
@@ -28,23 +32,17 @@ impl Weights {
         Weights { tensors, tied: config.tie_word_embeddings }
     }
 
-    /// Weights from N(0, initializer_range^2), biases 0, gains 1, as transformers begins a model.
-    pub(crate) fn random(config: &Config, kernels: &dyn Kernels, seed: u64) -> Result<Self> {
+    /// Every tensor as [`fresh`] makes it; a classification head can always be trained.
+    pub(crate) fn random(
+        config: &Config,
+        kernels: &dyn Kernels,
+        seed: u64,
+        storage: Storage,
+    ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (index, parameter) in config.parameters().into_iter().enumerate() {
-            let shape = config.parameter_shape(parameter);
-            let mut values = vec![0.0; shape.iter().product()];
-            match parameter {
-                Parameter::AttentionNorm(_) | Parameter::FeedForwardNorm(_) | Parameter::FinalNorm => {
-                    values.fill(1.0)
-                }
-                Parameter::Bias(_) => {}
-                Parameter::Embedding | Parameter::Head | Parameter::Weight(_) => {
-                    let mut generator = Generator::new(seed, Stream::Weights, index as u64);
-                    generator.normal(config.initializer_range as f32, &mut values);
-                }
-            }
-            tensors.insert(parameter, kernels.from_f32(&values, &shape)?);
+            let storage = if parameter.of_classification() { Storage::Trainable } else { storage };
+            tensors.insert(parameter, fresh(config, kernels, parameter, (seed, index as u64), storage)?);
         }
         Ok(Weights::new(config, tensors))
     }
@@ -65,5 +63,92 @@ impl Weights {
     /// A tensor that every model has, if it has the layer.
     pub(crate) fn required(&self, parameter: Parameter) -> Result<&Tensor> {
         self.get(parameter).ok_or_else(|| Error::NoParameter { parameter: format!("{parameter:?}") })
+    }
+}
+
+/// A tensor as transformers begins it: weights from N(0, initializer_range^2), biases 0, gains 1. A function of
+/// the seed alone; a mapped one is the trainable one rounded to `bf16`.
+///
+/// `index` is the parameter's place among all of the model.
+pub(crate) fn fresh(
+    config: &Config,
+    kernels: &dyn Kernels,
+    parameter: Parameter,
+    (seed, index): (u64, u64),
+    storage: Storage,
+) -> Result<Tensor> {
+    let (first, shape) = (First::of(config, parameter), config.parameter_shape(parameter));
+    let count = shape.iter().product();
+    match storage {
+        Storage::Trainable => Ok(kernels.from_f32(&first.values((seed, index), count), &shape)?),
+        Storage::Mapped => {
+            let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(first.bf16((seed, index), count));
+            Ok(kernels.from_bytes(SharedBytes::new(owner, 0..2 * count)?, DType::Bf16, &shape)?)
+        }
+    }
+}
+
+/// What a tensor that no file holds begins as.
+#[derive(Clone, Copy)]
+enum First {
+    /// The same value everywhere.
+    Constant(f32),
+    /// Draws of a normal distribution of this standard deviation.
+    Normal(f32),
+}
+
+/// Elements that one generator draws. The generators are independent, so that threads can share a tensor.
+const DRAWN: usize = 1 << 20;
+
+impl First {
+    fn of(config: &Config, parameter: Parameter) -> Self {
+        match parameter {
+            // Gemma's gains stand beside a 1.
+            Parameter::Gain(_) if config.norm == NormKind::Rms(RmsGain::OnePlusWeight) => {
+                First::Constant(0.0)
+            }
+            Parameter::Gain(_) => First::Constant(1.0),
+            Parameter::Shift(_) | Parameter::Bias(_) | Parameter::PoolerBias | Parameter::ClassifierBias => {
+                First::Constant(0.0)
+            }
+            Parameter::Embedding
+            | Parameter::PositionEmbedding
+            | Parameter::TokenTypeEmbedding
+            | Parameter::Head
+            | Parameter::Pooler
+            | Parameter::Classifier
+            | Parameter::Weight(_) => First::Normal(config.initializer_range as f32),
+        }
+    }
+
+    /// Elements `part * DRAWN` and on of tensor `index`.
+    fn fill(self, (seed, index): (u64, u64), part: usize, out: &mut [f32]) {
+        match self {
+            First::Constant(value) => out.fill(value),
+            First::Normal(deviation) => {
+                let use_of_seed = index | (part as u64) << 32;
+                Generator::new(seed, Stream::Weights, use_of_seed).normal(deviation, out);
+            }
+        }
+    }
+
+    fn values(self, of: (u64, u64), count: usize) -> Vec<f32> {
+        let mut values = vec![0.0; count];
+        let parts = values.par_chunks_mut(DRAWN).enumerate();
+        parts.for_each(|(part, out)| self.fill(of, part, out));
+        values
+    }
+
+    /// The same as little-endian `bf16`.
+    fn bf16(self, of: (u64, u64), count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; 2 * count];
+        bytes.par_chunks_mut(2 * DRAWN).enumerate().for_each(|(part, out)| {
+            let mut values = vec![0.0; out.len() / 2];
+            self.fill(of, part, &mut values);
+            for (out, value) in out.chunks_exact_mut(2).zip(values) {
+                out.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+            }
+        });
+        bytes
     }
 }

@@ -133,6 +133,7 @@ fn tensors_that_nobody_asks_for() {
     let mut tensors: Vec<(String, Vec<usize>)> =
         tied.parameters().iter().map(|&p| (tied.name(p), tied.config().parameter_shape(p))).collect();
     tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), vec![3]));
+    // A copy of the embedding.
     tensors.push(("lm_head.weight".into(), vec![29, 13]));
     tensors.push(("vision.tower".into(), vec![1]));
     let path = dir.path().join("model.safetensors");
@@ -171,7 +172,7 @@ fn an_unknown_architecture() {
 #[test]
 fn configurations_that_are_not_computed() {
     for (changes, parts) in [
-        (json!({ "hidden_act": "gelu" }), vec!["`hidden_act`", "\"silu\"", "\"gelu\""]),
+        (json!({ "hidden_act": "relu" }), vec!["`hidden_act`", "\"silu\"", "\"relu\""]),
         (json!({ "hidden_size": null }), vec!["`hidden_size`", "a whole number", "nothing"]),
         (json!({ "vocab_size": "many" }), vec!["`vocab_size`", "\"many\""]),
         (json!({ "vocab_size": -1 }), vec!["`vocab_size`", "-1"]),
@@ -205,11 +206,11 @@ fn configurations_that_are_not_computed() {
 fn sequences_that_make_no_batch() {
     let kernels = cpu();
     let pack = |sequences: &[Sequence<'_>]| Batch::pack(&*kernels, sequences).unwrap_err().to_string();
-    let good = Sequence { ids: &[1, 2], trained: &[false, true], weight: 1.0 };
+    let good = Sequence::text(&[1, 2], &[false, true], 1.0);
     assert!(pack(&[]).contains("at least one"));
-    let message = pack(&[good, Sequence { ids: &[], trained: &[], weight: 1.0 }]);
+    let message = pack(&[good, Sequence::text(&[], &[], 1.0)]);
     assert!(message.contains("sequence 1") && message.contains("no tokens"), "{message}");
-    let message = pack(&[Sequence { ids: &[1, 2, 3], trained: &[true], weight: 1.0 }]);
+    let message = pack(&[Sequence::text(&[1, 2, 3], &[true], 1.0)]);
     assert!(message.contains("3 token ids") && message.contains("1 flags"), "{message}");
 }
 
@@ -218,7 +219,7 @@ fn ids_and_lengths_beyond_the_model() {
     let mut model = model(json!({}));
     let batch = |ids: &[u32]| {
         let trained = vec![true; ids.len()];
-        Batch::pack(&*cpu(), &[Sequence { ids, trained: &trained, weight: 1.0 }]).unwrap()
+        Batch::pack(&*cpu(), &[Sequence::text(ids, &trained, 1.0)]).unwrap()
     };
     assert_names(&model.loss(&batch(&[1, 29]), &Frozen).unwrap_err(), &["29"]);
     let long = batch(&[3; 65]);
@@ -231,5 +232,5 @@ fn ids_and_lengths_beyond_the_model() {
     assert_eq!(model.loss(&Texts::new().batch(&model), &Frozen).unwrap(), before);
     let x = model.embed(&Texts::new().batch(&model)).unwrap();
     let error = model.block_forward(3, x, &Texts::new().batch(&model), &Frozen).unwrap_err();
-    assert_names(&error, &["AttentionNorm(3)"]);
+    assert_names(&error, &["Attention(3)"]);
 }

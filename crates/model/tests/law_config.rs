@@ -3,38 +3,11 @@
 mod support;
 
 use lora_sb_kernels::{RopeScaling, allocated_bytes};
-use lora_sb_model::{Config, Frozen, NoGradients, Parameter, Projection, Recompute, Storage, memory};
+use lora_sb_model::{
+    Frozen, NoGradients, Parameter, Positions, Projection, Recompute, Rotation, Storage, memory,
+};
 use serde_json::{Value, json};
 use support::{Texts, config, model, zeros};
-
-/// Llama-3.2 3B as it is published.
-fn llama_3_2_3b() -> Config {
-    let json = json!({
-        "architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 128000,
-        "eos_token_id": [128001, 128008], "head_dim": 128, "hidden_act": "silu", "hidden_size": 3072,
-        "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072,
-        "mlp_bias": false, "model_type": "llama", "num_attention_heads": 24, "num_hidden_layers": 28,
-        "num_key_value_heads": 8, "pad_token_id": -1, "rms_norm_eps": 1e-05,
-        "rope_scaling": { "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192, "rope_type": "llama3" },
-        "rope_theta": 500000.0, "tie_word_embeddings": true, "vocab_size": 128256
-    });
-    Config::from_json(json.to_string().as_bytes()).unwrap()
-}
-
-#[test]
-fn a_published_model_has_its_published_counts() {
-    let config = llama_3_2_3b();
-    assert_eq!(config.parameter_count(), 3_212_749_824);
-    let per_layer: usize =
-        config.sites().iter().take(7).map(|&site| config.site_shape(site)).map(|(n, k)| n + k).sum();
-    assert_eq!(per_layer, 54_272);
-    assert_eq!(config.sites().len(), 28 * 7);
-    assert_eq!(
-        (config.eos_token_ids, config.bos_token_id, config.pad_token_id),
-        (vec![128001, 128008], Some(128000), None)
-    );
-}
 
 #[test]
 fn names_are_those_of_the_files() {
@@ -79,7 +52,8 @@ fn older_and_newer_spellings_are_one_configuration() {
         ),
     ] {
         let config = config(changes);
-        assert_eq!((config.rope_theta, config.rope_scaling), (theta, scaling));
+        let rotations = vec![Rotation { theta, scaling }];
+        assert_eq!(config.positions, Positions::Rotary { rotary_size: 6, rotations });
     }
     let config = config(json!({ "num_key_value_heads": null, "head_dim": null, "hidden_size": 18 }));
     assert_eq!((config.num_key_value_heads, config.head_dim), (3, 6));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use lora_sb_kernels::{DType, SharedBytes};
 use lora_sb_model::{
-    Frozen, Model, Parameter, Projection, SaveType, Storage, WeightFile, WeightFileWriter, save_model,
+    Frozen, Model, Norm, Parameter, Projection, SaveType, Storage, WeightFile, WeightFileWriter, save_model,
 };
 use serde_json::{Value, json};
 use support::{Texts, config_json, cpu, model, values};
@@ -96,7 +96,7 @@ fn a_directory_is_no_model_until_all_of_it_is_written() {
     let model = model(json!({}));
     save(dir.path(), &model, SaveType::F32);
     let failed = save_model(dir.path(), &model, SaveType::F32, &mut |parameter, values| match parameter {
-        Parameter::FinalNorm => Ok(vec![1.0]),
+        Parameter::Gain(Norm::Final) => Ok(vec![1.0]),
         _ => Ok(values),
     });
     let message = failed.unwrap_err().to_string();
@@ -112,7 +112,7 @@ fn a_directory_is_no_model_until_all_of_it_is_written() {
 fn a_value_beyond_the_type_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let failed = save_model(dir.path(), &model(json!({})), SaveType::F16, &mut |parameter, mut values| {
-        if parameter == Parameter::AttentionNorm(1) {
+        if parameter == Parameter::Gain(Norm::Attention(1)) {
             values[3] = 70_000.0;
         }
         Ok(values)
@@ -193,10 +193,10 @@ fn files_in_memory_are_a_model() {
 #[test]
 fn a_seed_is_a_model() {
     let (one, same) = (model(json!({})), model(json!({})));
-    let other = Model::random(one.config().clone(), cpu(), 12).unwrap();
+    let other = Model::random(one.config().clone(), cpu(), 12, Storage::Trainable).unwrap();
     assert_eq!(one.fingerprint().unwrap(), same.fingerprint().unwrap());
     assert_ne!(one.fingerprint().unwrap(), other.fingerprint().unwrap());
-    assert_eq!(values(one.kernels(), one.weight(Parameter::FinalNorm).unwrap()), [1.0; 13]);
+    assert_eq!(values(one.kernels(), one.weight(Parameter::Gain(Norm::Final)).unwrap()), [1.0; 13]);
     let weights = values(one.kernels(), one.weight(Parameter::Embedding).unwrap());
     let deviation = (weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32).sqrt();
     // Four standard errors of a deviation of 0.3 over 377 draws.

@@ -3,9 +3,9 @@
 mod support;
 
 use lora_sb_kernels::{Generator, Stream};
-use lora_sb_model::{Batch, Decoder, Frozen, Generation, Model, Sampling, Sequence, generate};
+use lora_sb_model::{Batch, Decoder, Frozen, Generation, Model, Next, Sampling, Sequence, generate, memory};
 use serde_json::json;
-use support::{largest, largest_difference, model, values};
+use support::{families, largest, largest_difference, model, values};
 
 fn prompts() -> Vec<Vec<u32>> {
     vec![vec![1, 17, 3, 28, 5], vec![4], vec![1, 22, 0, 9, 2, 2, 8]]
@@ -13,7 +13,7 @@ fn prompts() -> Vec<Vec<u32>> {
 
 fn run(model: &Model, prompts: &[Vec<u32>], options: &Generation, seed: u64) -> Vec<Vec<u32>> {
     let mut generator = Generator::new(seed, Stream::Sampling, 0);
-    generate(model, &Frozen, prompts, options, &mut generator, &mut |_, _| {}).unwrap()
+    generate(model, &Frozen, prompts, options, &mut generator, &mut |_, _| Next::Continue).unwrap()
 }
 
 fn greedy(max_new_tokens: usize) -> Generation {
@@ -26,7 +26,8 @@ fn random(temperature: f64, top_k: Option<usize>, top_p: Option<f64>) -> Generat
 
 /// Logits of the last token, computed from the beginning.
 fn last_logits(model: &Model, ids: &[u32]) -> Vec<f32> {
-    let sequence = Sequence { ids, trained: &vec![false; ids.len()], weight: 1.0 };
+    let trained = vec![false; ids.len()];
+    let sequence = Sequence::text(ids, &trained, 1.0);
     let batch = Batch::pack(&**model.kernels(), &[sequence]).unwrap();
     let logits = values(model.kernels(), &model.logits(&batch, &Frozen).unwrap());
     logits[logits.len() - model.config().vocab_size..].to_vec()
@@ -34,42 +35,87 @@ fn last_logits(model: &Model, ids: &[u32]) -> Vec<f32> {
 
 #[test]
 fn with_a_cache_is_without() {
-    let model = model(json!({}));
-    let prompts = prompts();
-    let mut texts = prompts.clone();
-    let mut decoder = Decoder::new(&model, &Frozen, &prompts, 12).unwrap();
-    let mut new = prompts.clone();
-    // Sequences leave at different times, and bring one token or several.
-    for step in 0..5 {
-        let active: Vec<usize> = (0..3).filter(|index| index + step < 5).collect();
-        let pieces: Vec<(usize, &[u32])> = active.iter().map(|&index| (index, &new[index][..])).collect();
-        let logits = values(model.kernels(), &decoder.advance(&pieces).unwrap());
-        for (&index, logits) in active.iter().zip(logits.chunks_exact(29)) {
-            let expected = last_logits(&model, &texts[index]);
-            // The same sums, cut differently.
-            let tolerance = 64.0 * f32::EPSILON * largest(&expected);
-            assert!(largest_difference(logits, &expected) <= tolerance, "step {step}, sequence {index}");
-            new[index] =
-                (0..=step as u32 % 2).map(|i| (7 * step as u32 + 3 * index as u32 + i) % 29).collect();
-            let more = new[index].clone();
-            texts[index].extend(more);
+    for family in families::all_decoders() {
+        let model = family.model();
+        let prompts = prompts();
+        let mut texts = prompts.clone();
+        let mut decoder = Decoder::new(&model, &Frozen, &prompts, 12).unwrap();
+        let mut new = prompts.clone();
+        // Sequences leave at different times, and bring one token or several: fewer than a window and more.
+        for step in 0..5 {
+            let active: Vec<usize> = (0..3).filter(|index| index + step < 5).collect();
+            let pieces: Vec<(usize, &[u32])> = active.iter().map(|&index| (index, &new[index][..])).collect();
+            let logits = values(model.kernels(), &decoder.advance(&pieces).unwrap());
+            for (&index, logits) in active.iter().zip(logits.chunks_exact(29)) {
+                let expected = last_logits(&model, &texts[index]);
+                // The same sums, cut differently.
+                let tolerance = 64.0 * f32::EPSILON * largest(&expected);
+                let difference = largest_difference(logits, &expected);
+                assert!(difference <= tolerance, "{}: step {step}, sequence {index}", family.name);
+                let count = [1, 2, 1, 5][(step + index) % 4];
+                new[index] = (0..count).map(|i| (7 * step as u32 + 3 * index as u32 + i) % 29).collect();
+                let more = new[index].clone();
+                texts[index].extend(more);
+            }
         }
     }
 }
 
 #[test]
+fn a_cache_takes_the_bytes_that_are_planned() {
+    for family in families::all_decoders() {
+        let model = family.model();
+        let before = model.kernels().usage().live_bytes;
+        let decoder = Decoder::new(&model, &Frozen, &prompts(), 6).unwrap();
+        let taken = model.kernels().usage().live_bytes - before;
+        assert_eq!(taken, memory::cache(model.config(), &[11, 7, 13]), "{}", family.name);
+        drop(decoder);
+    }
+}
+
+#[test]
 fn greedy_takes_the_likeliest_and_together_is_alone() {
-    let model = model(json!({}));
-    let together = run(&model, &prompts(), &greedy(9), 0);
-    for (prompt, text) in prompts().into_iter().zip(&together) {
-        assert_eq!(&run(&model, std::slice::from_ref(&prompt), &greedy(9), 0)[0], text);
-        let mut ids = prompt;
-        for &id in text {
-            let logits = last_logits(&model, &ids);
-            let highest = logits.iter().copied().fold(f32::MIN, f32::max);
-            assert_eq!(logits[id as usize], highest);
-            ids.push(id);
+    for family in families::all_decoders() {
+        let model = family.model();
+        let together = run(&model, &prompts(), &greedy(9), 0);
+        for (prompt, text) in prompts().into_iter().zip(&together) {
+            let alone = run(&model, std::slice::from_ref(&prompt), &greedy(9), 0);
+            assert_eq!(&alone[0], text, "{}", family.name);
+            let mut ids = prompt;
+            for &id in text {
+                let logits = last_logits(&model, &ids);
+                let highest = logits.iter().copied().fold(f32::MIN, f32::max);
+                // Two tokens may be equally likely but for the order of the sums.
+                let tolerance = 64.0 * f32::EPSILON * largest(&logits);
+                assert!(logits[id as usize] >= highest - tolerance, "{}", family.name);
+                ids.push(id);
+            }
         }
+    }
+}
+
+#[test]
+fn the_caller_ends_a_text() {
+    let model = model(json!({}));
+    let free = run(&model, &prompts(), &greedy(9), 0);
+    let mut generator = Generator::new(0, Stream::Sampling, 0);
+    let mut counts = [0; 3];
+    let mut on_token = |index: usize, _| {
+        counts[index] += 1;
+        if index == 1 && counts[index] == 4 { Next::Stop } else { Next::Continue }
+    };
+    let ended = generate(&model, &Frozen, &prompts(), &greedy(9), &mut generator, &mut on_token).unwrap();
+    assert_eq!(ended[1], free[1][..4], "the token with which it ends is its last");
+    assert_eq!((&ended[0], &ended[2]), (&free[0], &free[2]));
+    assert_eq!(counts, [9, 4, 9]);
+}
+
+#[test]
+fn an_encoder_writes_no_text() {
+    for family in families::all_encoders() {
+        let model = family.model();
+        let error = Decoder::new(&model, &Frozen, &prompts(), 1).err().unwrap().to_string();
+        assert!(error.contains(model.config().family.model_type()), "{error}");
     }
 }
 
@@ -90,9 +136,11 @@ fn a_stop_id_ends_its_text_alone() {
     let options = Generation { stop: vec![stop, 1000], ..greedy(9) };
     let mut told = Vec::new();
     let mut generator = Generator::new(0, Stream::Sampling, 0);
-    let stopped =
-        generate(&model, &Frozen, &prompts(), &options, &mut generator, &mut |i, id| told.push((i, id)))
-            .unwrap();
+    let stopped = generate(&model, &Frozen, &prompts(), &options, &mut generator, &mut |i, id| {
+        told.push((i, id));
+        Next::Continue
+    })
+    .unwrap();
     for (free, stopped) in free.iter().zip(&stopped) {
         let end = free.iter().position(|&id| id == stop).unwrap_or(free.len());
         assert_eq!(stopped, &free[..end]);
@@ -147,7 +195,9 @@ fn settings_out_of_range_are_named() {
     let model = model(json!({}));
     let failed = |prompts: &[Vec<u32>], options: &Generation| {
         let mut generator = Generator::new(0, Stream::Sampling, 0);
-        generate(&model, &Frozen, prompts, options, &mut generator, &mut |_, _| {}).unwrap_err().to_string()
+        generate(&model, &Frozen, prompts, options, &mut generator, &mut |_, _| Next::Continue)
+            .unwrap_err()
+            .to_string()
     };
     for (options, part) in [
         (random(0.0, None, None), "temperature"),
@@ -155,7 +205,7 @@ fn settings_out_of_range_are_named() {
         (random(1.0, Some(0), None), "top_k"),
         (random(1.0, None, Some(0.0)), "top_p"),
         (random(1.0, None, Some(1.5)), "top_p"),
-        (greedy(60), "65 tokens"),
+        (greedy(60), "67 tokens"),
     ] {
         assert!(failed(&prompts(), &options).contains(part));
     }

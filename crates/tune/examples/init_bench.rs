@@ -20,7 +20,7 @@ use lora_sb_kernels::linalg::{SvdOptions, truncated_svd};
 use lora_sb_kernels::{Accum, Cpu, Elementwise, Generator, Linear, Memory, Stream, Tensor, heap};
 use lora_sb_model::{Model, Storage};
 use lora_sb_tune::init::stream_gradients;
-use lora_sb_tune::{Convention, InitConfig};
+use lora_sb_tune::{Bases, Convention, InitConfig};
 use memory::peak_rss_mb;
 
 fn main() -> Result<(), Anything> {
@@ -41,6 +41,7 @@ fn main() -> Result<(), Anything> {
     let examples: Vec<Example> =
         (0..samples).map(|i| example(i, length, model.config().vocab_size)).collect();
     let config = InitConfig {
+        bases: Bases::Sb,
         samples,
         convention: Convention::PerSample,
         eta: 1e-4,
@@ -133,5 +134,5 @@ fn best_energy(kernels: &Cpu, matrix: &Tensor, rank: usize) -> lora_sb_kernels::
 
 fn example(number: usize, length: usize, vocabulary: usize) -> Example {
     let source = Location { file: Arc::from(Path::new("stream")), line: number + 1, element: None };
-    Example { ids: row(1, number, length, vocabulary), trained: vec![true; length], source }
+    Example::text(row(1, number, length, vocabulary), vec![true; length], source)
 }

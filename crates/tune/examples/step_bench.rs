@@ -42,7 +42,7 @@ fn main() -> Result<(), Anything> {
         let trained = vec![true; length];
         let weight = 1.0 / (batch * (length - 1)) as f32;
         let sequences: Vec<Sequence<'_>> =
-            rows.iter().map(|ids| Sequence { ids, trained: &trained, weight }).collect();
+            rows.iter().map(|ids| Sequence::text(ids, &trained, weight)).collect();
         let packed = Batch::pack(kernels.as_ref(), &sequences)?;
         let loss = tuned.loss_and_gradients(&packed, recompute)?;
         update(&mut tuned, kernels.as_ref(), &mut moments, step as u64 + 1)?;
@@ -88,8 +88,10 @@ fn adapt(model: Model, kernels: &dyn Kernels, rank: usize) -> Result<Tuned, Anyt
         method: Method::LoraXs,
         rank,
         lora_alpha: rank as f64,
+        lora_dropout: 0.0,
         target_modules: Targets::AllLinear,
         init: InitConfig::NONE,
+        modules_to_save: Vec::new(),
         seed: 1,
     };
     Ok(Tuned::restore(model, &config, tensors)?)

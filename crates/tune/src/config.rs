@@ -4,9 +4,11 @@
 //! optimizer steps: one is `gradient_accumulation_steps` micro-batches of `per_device_train_batch_size`
 //! examples, and the last, shorter one of an epoch counts too.
 
-use lora_sb_model::Recompute;
+use lora_sb_model::{Recompute, Task};
 use serde::{Deserialize, Serialize};
 
+use crate::eval::{Metric, metrics_of};
+use crate::method::Kind;
 use crate::optim::{Schedule, Scheduler};
 use crate::{Error, Method, Result};
 
@@ -20,6 +22,9 @@ pub const CHANGEABLE_ON_RESUME: [&str; 5] =
 pub struct TrainConfig {
     /// Peak learning rate.
     pub learning_rate: f64,
+    /// LoRA+ (Hayou et al., arXiv 2402.12354): the learning rate of every B is that of A times this; left out, it
+    /// is the same.
+    pub loraplus_lr_ratio: Option<f64>,
     /// The course of the learning rate after the warm-up.
     pub lr_scheduler_type: Scheduler,
     /// Warm-up as a share of all optimizer steps, rounded up; read where `warmup_steps` is 0.
@@ -54,6 +59,8 @@ pub struct TrainConfig {
     pub save_steps: usize,
     /// How many of the newest checkpoints are kept, the best not counted; `None` keeps all.
     pub save_total_limit: Option<usize>,
+    /// The metric of the held-out examples by which the best checkpoint is chosen; left out, their loss.
+    pub metric_for_best_model: Option<Metric>,
     /// Steps between two lines of a display; `metrics.jsonl` holds every step.
     pub logging_steps: usize,
     /// The run's seed: the order of the examples, and whatever else is drawn.
@@ -64,20 +71,25 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// The values used where none are given.
+    /// The values used where none are given, for a decoder.
     ///
-    /// LoRA-SB: learning rate, schedule and warm-up of the paper's Llama recipe (arXiv 2411.19557, commonsense)
-    /// at the 32 examples a step of its mathematics recipe. LoRA-XS: the learning rate of its own paper
-    /// (arXiv 2405.17604). LoRA: QLoRA's (arXiv 2305.14314). Full: TRL's.
+    /// | what | value | source |
+    /// |---|---|---|
+    /// | learning rate, LoRA-SB | 2e-3, linear, warm-up 0.02 | the paper's Llama recipe, arXiv 2411.19557, commonsense |
+    /// | examples a step | 32 | its mathematics recipe |
+    /// | learning rate, LoRA-XS | 4e-3 | arXiv 2405.17604 |
+    /// | learning rate, LoRA and all that train A and B | 2e-4 | QLoRA, arXiv 2305.14314 |
+    /// | learning rate, full fine-tuning | 2e-5 | TRL |
     pub fn defaults(method: Method) -> Self {
-        let learning_rate = match method {
-            Method::LoraSb => 2e-3,
-            Method::LoraXs => 4e-3,
-            Method::Lora => 2e-4,
-            Method::Full => 2e-5,
+        let learning_rate = match (method, method.kind()) {
+            (Method::LoraXs, _) => 4e-3,
+            (_, Kind::Latent) => 2e-3,
+            (_, Kind::Product | Kind::Magnitude) => 2e-4,
+            (_, Kind::Weights) => 2e-5,
         };
         TrainConfig {
             learning_rate,
+            loraplus_lr_ratio: None,
             lr_scheduler_type: Scheduler::Linear,
             warmup_ratio: 0.02,
             warmup_steps: 0,
@@ -95,9 +107,48 @@ impl TrainConfig {
             eval_steps: 100,
             save_steps: 100,
             save_total_limit: Some(2),
+            metric_for_best_model: None,
             logging_steps: 10,
             seed: 42,
             gradient_checkpointing: false,
+        }
+    }
+
+    /// The values used where none are given, for an encoder with a classification head.
+    ///
+    /// | what | value | source |
+    /// |---|---|---|
+    /// | schedule | linear, warm-up 0.06 | the GLUE recipe of arXiv 2411.19557; RoBERTa's and LoRA's too |
+    /// | learning rate, LoRA-SB and LoRA-XS | 1e-3 | the same |
+    /// | learning rate, all that train A and B | 4e-4 | LoRA, arXiv 2106.09685, its GLUE table |
+    /// | learning rate, full fine-tuning | 2e-5 | BERT, arXiv 1810.04805 |
+    /// | examples a step, epochs | 32, 3 | BERT |
+    /// | longest example | 128 tokens | the code of arXiv 2411.19557 |
+    pub fn encoder_defaults(method: Method) -> Self {
+        let learning_rate = match method.kind() {
+            Kind::Latent => 1e-3,
+            Kind::Product | Kind::Magnitude => 4e-4,
+            Kind::Weights => 2e-5,
+        };
+        TrainConfig {
+            learning_rate,
+            lr_scheduler_type: Scheduler::Linear,
+            warmup_ratio: 0.06,
+            per_device_train_batch_size: 32,
+            per_device_eval_batch_size: 32,
+            gradient_accumulation_steps: 1,
+            num_train_epochs: 3.0,
+            max_length: 128,
+            ..TrainConfig::defaults(method)
+        }
+    }
+
+    /// [`defaults`](TrainConfig::defaults) or [`encoder_defaults`](TrainConfig::encoder_defaults), as a model's task
+    /// asks for.
+    pub fn defaults_for(method: Method, task: Task) -> Self {
+        match task {
+            Task::LanguageModel => TrainConfig::defaults(method),
+            Task::Classification { .. } | Task::Regression => TrainConfig::encoder_defaults(method),
         }
     }
 
@@ -117,6 +168,12 @@ impl TrainConfig {
         };
         let rules = [
             number("learning_rate", self.learning_rate, positive(self.learning_rate), "a positive number"),
+            number(
+                "loraplus_lr_ratio",
+                self.loraplus_lr_ratio.unwrap_or(1.0),
+                positive(self.loraplus_lr_ratio.unwrap_or(1.0)),
+                "a positive number, or left out",
+            ),
             number("warmup_ratio", self.warmup_ratio, share(self.warmup_ratio), "at least 0 and below 1"),
             number(
                 "weight_decay",
@@ -152,6 +209,37 @@ impl TrainConfig {
             Some((name, found, _, expected)) => {
                 Err(Error::Config { name: name.into(), expected: expected.into(), found })
             }
+        }
+    }
+
+    /// Checks what depends on what is trained: the ratio of LoRA+ needs a B, and a metric the task that it is of.
+    ///
+    /// # Errors
+    /// A setting that the method or the task has no use for.
+    pub fn check_for(&self, method: Method, task: Task) -> Result<()> {
+        if let (Some(_), Kind::Weights | Kind::Latent) = (self.loraplus_lr_ratio, method.kind()) {
+            let trains_b = |method: &Method| matches!(method.kind(), Kind::Product | Kind::Magnitude);
+            let with_b: Vec<&str> = Method::ALL.into_iter().filter(trains_b).map(Method::name).collect();
+            return Err(Error::Config {
+                name: "loraplus_lr_ratio".into(),
+                expected: format!("nothing, or a method that trains B: {}", with_b.join(", ")),
+                found: method.to_string(),
+            });
+        }
+        let known = metrics_of(task);
+        match self.metric_for_best_model {
+            Some(metric) if !known.contains(&metric) => {
+                let known: Vec<&str> = known.into_iter().map(Metric::name).collect();
+                Err(Error::Config {
+                    name: "metric_for_best_model".into(),
+                    expected: match known.is_empty() {
+                        true => "nothing: a language model is measured by its loss".into(),
+                        false => format!("nothing, or one of {}", known.join(", ")),
+                    },
+                    found: metric.to_string(),
+                })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -213,20 +301,40 @@ mod tests {
     #[test]
     fn defaults_are_valid_and_survive_json() {
         for method in Method::ALL {
-            let config = TrainConfig::defaults(method);
-            config.validate().unwrap();
-            let json = serde_json::to_string(&config).unwrap();
-            assert_eq!(serde_json::from_str::<TrainConfig>(&json).unwrap(), config);
+            for task in [Task::LanguageModel, Task::Regression] {
+                let config = TrainConfig::defaults_for(method, task);
+                config.validate().unwrap();
+                config.check_for(method, task).unwrap();
+                let json = serde_json::to_string(&config).unwrap();
+                assert_eq!(serde_json::from_str::<TrainConfig>(&json).unwrap(), config);
+            }
+        }
+    }
+
+    #[test]
+    fn a_setting_without_use_is_refused() {
+        let config = TrainConfig { loraplus_lr_ratio: Some(16.0), ..TrainConfig::defaults(Method::Lora) };
+        config.check_for(Method::Dora, Task::LanguageModel).unwrap();
+        for method in [Method::LoraSb, Method::LoraXs, Method::Full] {
+            let message = config.check_for(method, Task::LanguageModel).unwrap_err().to_string();
+            assert!(message.starts_with("loraplus_lr_ratio") && message.contains("lora-pro"), "{message}");
+            assert!(message.ends_with(&format!("found {method}")), "{message}");
         }
     }
 
     #[test]
     fn an_invalid_value_is_named_with_its_range() {
         type Break = fn(&mut TrainConfig);
-        let cases: [(&str, Break); 17] = [
+        let cases: [(&str, Break); 19] = [
             ("learning_rate: expected a positive number, found 0", |c| c.learning_rate = 0.0),
             ("learning_rate: expected a positive number, found NaN", |c| c.learning_rate = f64::NAN),
             ("learning_rate: expected a positive number, found inf", |c| c.learning_rate = f64::INFINITY),
+            ("loraplus_lr_ratio: expected a positive number, or left out, found 0", |c| {
+                c.loraplus_lr_ratio = Some(0.0);
+            }),
+            ("loraplus_lr_ratio: expected a positive number, or left out, found inf", |c| {
+                c.loraplus_lr_ratio = Some(f64::INFINITY);
+            }),
             ("warmup_ratio: expected at least 0 and below 1, found 1", |c| c.warmup_ratio = 1.0),
             ("weight_decay: expected a number of at least 0, found -0.1", |c| c.weight_decay = -0.1),
             ("adam_beta1: expected at least 0 and below 1, found 1", |c| c.adam_beta1 = 1.0),

@@ -114,6 +114,32 @@ pub enum Error {
         /// Every value that differs.
         changes: Vec<PlanChange>,
     },
+    /// Adapters that have no common average.
+    #[error("{} and {} cannot be averaged: {reason}", first.display(), second.display())]
+    Average {
+        /// The directory of the first adapter.
+        first: PathBuf,
+        /// That of the one that does not fit to it.
+        second: PathBuf,
+        /// What is not alike, with the module.
+        reason: String,
+    },
+    /// A written adapter or model that does not compute what it was made from computes.
+    #[error(
+        "{}: the logits differ by up to {found:.3e} from those of the adapter, more than the {tolerance:.3e} that \
+         rounding explains (the largest logit is {largest:.3e})",
+        path.display()
+    )]
+    Verification {
+        /// The directory.
+        path: PathBuf,
+        /// The largest difference.
+        found: f64,
+        /// What is allowed.
+        tolerance: f64,
+        /// The largest logit.
+        largest: f64,
+    },
     /// An adapter with a feature that is not supported here.
     #[error("{}: {feature} is not supported", path.display())]
     Unsupported {
@@ -179,6 +205,14 @@ impl Error {
                 crate::config::CHANGEABLE_ON_RESUME.join(", ")
             )),
             Error::Unsupported { hint, .. } => Some(hint.clone()),
+            Error::Average { .. } => Some(
+                "adapters share A and B where they were trained from one start: the same base, seed, settings and \
+                 initialisation samples"
+                    .into(),
+            ),
+            Error::Verification { .. } => {
+                Some("do not use it: check that the base model is the adapter's, and write it again".into())
+            }
             Error::Config { .. } | Error::NotFinite { .. } => None,
         }
     }

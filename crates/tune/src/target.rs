@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use lora_sb_model::{Model, Site};
+use lora_sb_model::{Config, Parameter, Site};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -70,13 +70,13 @@ impl Targets {
         }
     }
 
-    /// The sites that are named, in the order of the forward pass.
+    /// The sites that are named, in the order of the forward pass; an architecture is enough to know them.
     ///
     /// # Errors
     /// A name that matches no linear layer, with the near matches; an empty list.
-    pub fn resolve(&self, model: &Model) -> Result<Vec<Site>> {
+    pub fn resolve(&self, config: &Config) -> Result<Vec<Site>> {
         let modules: Vec<(Site, String)> =
-            model.sites().into_iter().map(|site| (site, model.module(site))).collect();
+            config.sites().into_iter().map(|site| (site, config.module(site))).collect();
         let Targets::Names(names) = self else {
             return Ok(modules.into_iter().map(|(site, _)| site).collect());
         };
@@ -93,25 +93,31 @@ impl Targets {
         Ok(modules.into_iter().filter(|(_, module)| wanted(module)).map(|(site, _)| site).collect())
     }
 
-    /// The shortest list that names exactly `sites`: last names where every layer is taken, full names where
-    /// some are left out.
-    pub(crate) fn naming(model: &Model, sites: &[Site]) -> Vec<String> {
-        let taken: BTreeSet<Site> = sites.iter().copied().collect();
-        let all = model.sites();
-        let mut names = BTreeSet::new();
-        for &site in sites {
-            let module = model.module(site);
-            let last = last_name(&module).to_owned();
-            let everywhere = all.iter().filter(|other| last_name(&model.module(**other)) == last);
-            let complete = everywhere.into_iter().all(|other| taken.contains(other));
-            names.insert(if complete { last } else { module });
+    /// Names for exactly `sites`: for each the shortest ending that no other layer has, adapted or not, the head's
+    /// and the vocabulary's included.
+    pub(crate) fn naming(config: &Config, sites: &[Site]) -> Vec<String> {
+        let taken: BTreeSet<String> = sites.iter().map(|&site| config.module(site)).collect();
+        let mut others: BTreeSet<String> =
+            config.sites().into_iter().map(|site| config.module(site)).collect();
+        for parameter in config.parameters() {
+            if parameter.of_classification() || parameter == Parameter::Head {
+                others.extend(config.name(parameter).rsplit_once('.').map(|(module, _)| module.to_owned()));
+            }
         }
+        others.retain(|module| !taken.contains(module));
+        let ending = |module: &String| {
+            let starts = module.rmatch_indices('.').map(|(dot, _)| dot + 1).chain([0]);
+            let endings = starts.map(|start| &module[start..]);
+            let mut alone = endings.filter(|ending| !others.iter().any(|other| matches(ending, other)));
+            alone.next().unwrap_or(module).to_owned()
+        };
+        let names: BTreeSet<String> = taken.iter().map(ending).collect();
         names.into_iter().collect()
     }
 }
 
 /// PEFT's rule.
-fn matches(name: &str, module: &str) -> bool {
+pub(crate) fn matches(name: &str, module: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|path| path.ends_with('.'))
 }
 

@@ -6,16 +6,14 @@ use lora_sb_data::Example;
 use lora_sb_kernels::Tensor;
 use lora_sb_model::{Batch, Frozen, LinearHook, Model, NoGradients, Parameter, Recompute, Site};
 
-use crate::adapter::latent::{Latent, LatentSite};
-use crate::adapter::lora::{Lora, LoraSite};
-use crate::adapter::{Adapter, Part, full};
+use crate::adapter::{Adapter, Part, Pass, full};
 use crate::init::{self, InitProgress, InitReport};
-use crate::{AdapterConfig, Error, Method, Result};
+use crate::{AdapterConfig, Error, Method, Result, head};
 
-/// A model and what is trained on it: an adapter, or all of its own parameters.
+/// A model and what is trained on it: an adapter, perhaps with a classification head, or all of its own parameters.
 #[derive(Debug)]
 pub struct Tuned {
-    /// The model. With an adapter its weights never change.
+    /// The model. With an adapter its weights never change, but for those of a head that is trained.
     pub model: Model,
     trained: Trained,
 }
@@ -24,8 +22,23 @@ pub struct Tuned {
 enum Trained {
     /// Gradients of the model's own parameters, and the hook that adds nothing.
     Full { gradients: BTreeMap<Parameter, Tensor>, hook: Frozen },
-    /// An adapter, with the settings it was made by and what its initialisation did.
-    Adapter { adapter: Box<dyn Adapter>, config: AdapterConfig, report: Option<InitReport> },
+    /// An adapter, with the gradients of the head's trained parameters, the settings it was made by and what its
+    /// initialisation did.
+    Adapter {
+        adapter: Box<dyn Adapter>,
+        head: BTreeMap<Parameter, Tensor>,
+        config: Box<AdapterConfig>,
+        report: Option<InitReport>,
+    },
+}
+
+/// What a trained tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A part of an adapter.
+    Part(Part),
+    /// The model's own.
+    Parameter(Parameter),
 }
 
 /// What the optimizer sees of one tensor: its name, its value and its gradient.
@@ -42,12 +55,12 @@ impl Tuned {
         Ok(Tuned { model, trained: Trained::Full { gradients, hook: Frozen } })
     }
 
-    /// A new adapter. LoRA-SB takes its bases from the gradient on `examples`, all of which are used; the other
-    /// methods do not read them. [`Method::Full`] gives [`Tuned::full`].
+    /// A new adapter. LoRA-SB and LoRA-GA take their start from the gradient on `examples`, all of which are used;
+    /// the other methods do not read them. [`Method::Full`] gives [`Tuned::full`].
     ///
     /// # Errors
-    /// A setting out of range, an unknown target, a rank larger than a target's smaller side; for LoRA-SB
-    /// examples without a labelled token, or a gradient that is not finite.
+    /// A setting out of range, an unknown target or module of the head, a rank larger than a target's smaller side;
+    /// where a gradient is taken, examples without a labelled token, or a gradient that is not finite.
     pub fn adapt(
         mut model: Model,
         config: &AdapterConfig,
@@ -58,10 +71,12 @@ impl Tuned {
             return Tuned::full(model);
         }
         config.validate()?;
-        let sites = config.target_modules.resolve(&model)?;
+        let sites = config.target_modules.resolve(model.config())?;
+        let head = head::resolve(&config.modules_to_save, model.config())?;
         model.prepare(examples.iter().map(|example| example.ids.len()).max().unwrap_or(0))?;
         let (adapter, report) = init::start(&model, &sites, config, examples, progress)?;
-        Ok(Tuned { model, trained: Trained::Adapter { adapter, config: config.clone(), report } })
+        let (head, config) = (own(&mut model, head)?, Box::new(config.clone()));
+        Ok(Tuned { model, trained: Trained::Adapter { adapter, head, config, report } })
     }
 
     /// The adapter (for [`Method::Full`], the parameters) of saved tensors, named as by
@@ -94,7 +109,7 @@ impl Tuned {
         }
     }
 
-    /// What LoRA-SB's initialisation did; `None` for other methods and for a restored adapter.
+    /// What an initialisation from a gradient did; `None` for other methods and for a restored adapter.
     pub fn init_report(&self) -> Option<&InitReport> {
         match &self.trained {
             Trained::Full { .. } => None,
@@ -102,13 +117,19 @@ impl Tuned {
         }
     }
 
-    /// How many values the optimizer changes.
+    /// How many values the optimizer changes, those of a head included.
     pub fn trained_parameters(&self) -> usize {
         self.trained_tensors().iter().map(|(_, tensor)| tensor.len()).sum()
     }
 
+    /// How many of them are the classification head's.
+    pub fn head_parameters(&self) -> usize {
+        let size = |parameter| self.model.weight(parameter).map_or(0, Tensor::len);
+        self.trained_own().into_iter().filter(|parameter| parameter.of_classification()).map(size).sum()
+    }
+
     /// How many values the optimizer would change with another method at the same rank on the same targets (on
-    /// all linear layers where this is full fine-tuning).
+    /// all linear layers where this is full fine-tuning), a head not counted but for full fine-tuning.
     pub fn trained_parameters_of(&self, method: Method, rank: usize) -> usize {
         if method == Method::Full {
             let size = |parameter| self.model.weight(parameter).map_or(0, Tensor::len);
@@ -116,6 +137,26 @@ impl Tuned {
         }
         let sites = self.adapter().map_or_else(|| self.model.sites(), Adapter::sites);
         sites.into_iter().map(|site| method.trained_values(rank, self.model.shape(site))).sum()
+    }
+
+    /// Says what the passes that follow are for. A new or restored model is in [`Pass::Evaluation`].
+    pub fn begin(&mut self, pass: Pass) {
+        if let Trained::Adapter { adapter, .. } = &mut self.trained {
+            adapter.begin(pass);
+        }
+    }
+
+    /// Changes the gradients of a whole optimizer step where the method wants that, before their norm is taken;
+    /// once a step.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn adjust_gradients(&mut self) -> Result<()> {
+        let Tuned { model, trained } = self;
+        match trained {
+            Trained::Full { .. } => Ok(()),
+            Trained::Adapter { adapter, .. } => Ok(adapter.adjust_gradients(model.kernels().as_ref())?),
+        }
     }
 
     /// The mean loss of a batch (weighted as the batch says), without gradients.
@@ -136,8 +177,11 @@ impl Tuned {
             Trained::Full { gradients, hook } => {
                 model.loss_and_gradients(batch, hook, gradients, recompute)?
             }
-            Trained::Adapter { adapter, .. } => {
+            Trained::Adapter { adapter, head, .. } if head.is_empty() => {
                 model.loss_and_gradients(batch, adapter.as_mut(), &mut NoGradients, recompute)?
+            }
+            Trained::Adapter { adapter, head, .. } => {
+                model.loss_and_gradients(batch, adapter.as_mut(), head, recompute)?
             }
         })
     }
@@ -151,44 +195,61 @@ impl Tuned {
         self.visit(&mut |_, _, gradient| Ok(kernels.fill(0.0, gradient)?))
     }
 
-    /// Visits every trained tensor with its gradient, always in the order of the forward pass.
+    /// Visits every trained tensor with its gradient, always in the order of the forward pass: an adapter's, then
+    /// the head's; or the model's own.
     ///
     /// # Errors
     /// What the visitor returns; a weight that the model maps from its file instead of owning it.
     pub fn visit(&mut self, visitor: &mut TensorVisitor<'_>) -> Result<()> {
         let Tuned { model, trained } = self;
-        match trained {
-            Trained::Adapter { adapter, .. } => adapter.visit(&mut |site, part, value, gradient| {
-                visitor(&part_name(model, site, part), value, gradient)
-            }),
-            Trained::Full { gradients, .. } => {
-                for parameter in model.parameters() {
-                    let name = model.name(parameter);
-                    let gradient = gradients.get_mut(&parameter);
-                    if let (Some(value), Some(gradient)) = (model.weight_mut(parameter), gradient) {
-                        visitor(&name, value, gradient)?;
-                    }
-                }
-                Ok(())
+        let own = match trained {
+            Trained::Full { gradients, .. } => gradients,
+            Trained::Adapter { adapter, head, .. } => {
+                adapter.visit(&mut |site, part, value, gradient| {
+                    visitor(&part_name(model, site, part), value, gradient)
+                })?;
+                head
+            }
+        };
+        for parameter in model.parameters() {
+            let Some(gradient) = own.get_mut(&parameter) else { continue };
+            let name = model.name(parameter);
+            if let Some(value) = model.weight_mut(parameter) {
+                visitor(&name, value, gradient)?;
             }
         }
+        Ok(())
     }
 
-    /// The tensors that a checkpoint saves every time: R; or A and B; or all weights. In the order of
+    /// What each tensor is, in the order of [`visit`](Tuned::visit).
+    pub fn trained_roles(&self) -> Vec<Role> {
+        let parts = self.adapter().map_or_else(Vec::new, Adapter::trained);
+        let mut roles: Vec<Role> = parts.into_iter().map(|(_, part, _)| Role::Part(part)).collect();
+        roles.extend(self.trained_own().into_iter().map(Role::Parameter));
+        roles
+    }
+
+    /// The tensors that a checkpoint saves every time: R, or A and B, and a head's; or all weights. In the order of
     /// [`visit`](Tuned::visit).
     pub fn trained_tensors(&self) -> Vec<(String, &Tensor)> {
-        match &self.trained {
-            Trained::Adapter { adapter, .. } => self.named(adapter.trained()),
-            Trained::Full { .. } => {
-                let named = |parameter| Some((self.model.name(parameter), self.model.weight(parameter)?));
-                self.model.parameters().into_iter().filter_map(named).collect()
-            }
-        }
+        let mut tensors = self.adapter().map_or_else(Vec::new, |adapter| self.named(adapter.trained()));
+        let named = |parameter| Some((self.model.name(parameter), self.model.weight(parameter)?));
+        tensors.extend(self.trained_own().into_iter().filter_map(named));
+        tensors
     }
 
-    /// The tensors that are saved once: A and B of the r x r family.
+    /// The tensors that are saved once: A and B of the r x r family, and what an update is taken relative to.
     pub fn frozen_tensors(&self) -> Vec<(String, &Tensor)> {
         self.adapter().map_or_else(Vec::new, |adapter| self.named(adapter.frozen()))
+    }
+
+    /// The model's own parameters that are trained, in order.
+    fn trained_own(&self) -> Vec<Parameter> {
+        let own = match &self.trained {
+            Trained::Full { gradients, .. } => gradients,
+            Trained::Adapter { head, .. } => head,
+        };
+        self.model.parameters().into_iter().filter(|parameter| own.contains_key(parameter)).collect()
     }
 
     /// What the model calls at each linear layer, for generation and evaluation.
@@ -203,6 +264,18 @@ impl Tuned {
         let named = |(site, part, tensor)| (part_name(&self.model, site, part), tensor);
         parts.into_iter().map(named).collect()
     }
+}
+
+/// Makes parameters trainable, which a model may map from its file, and gives each a gradient of zero.
+fn own(model: &mut Model, parameters: Vec<Parameter>) -> Result<BTreeMap<Parameter, Tensor>> {
+    let kernels = model.kernels().clone();
+    let mut gradients = BTreeMap::new();
+    for parameter in parameters {
+        let Some(weight) = model.weight_mut(parameter) else { continue };
+        *weight = kernels.to_owned_f32(weight)?;
+        gradients.insert(parameter, kernels.zeros(weight.shape())?);
+    }
+    Ok(gradients)
 }
 
 /// The name of an adapter's tensor in files and for the optimizer, as `model.layers.0.mlp.up_proj.lora_R`.
@@ -220,46 +293,43 @@ pub(crate) struct Restoring<'a> {
 
 impl Restoring<'_> {
     /// See [`Tuned::restore`].
-    pub(crate) fn restore(mut self, model: Model, config: &AdapterConfig) -> Result<Tuned> {
+    pub(crate) fn restore(mut self, mut model: Model, config: &AdapterConfig) -> Result<Tuned> {
         if config.method == Method::Full {
             return self.full(model);
         }
         config.validate()?;
-        let sites = config.target_modules.resolve(&model)?;
-        init::check_rank(&model, &sites, config.rank)?;
-        let adapter: Box<dyn Adapter> = match config.method {
-            Method::Lora => {
-                let site = |site: Site| {
-                    let [a, b] = [Part::A, Part::B].map(|part| self.part(&model, site, part, config.rank));
-                    Ok((site, LoraSite::new(model.kernels().as_ref(), a?, b?)?))
-                };
-                let states = sites.into_iter().map(site).collect::<Result<_>>()?;
-                Box::new(Lora::new(config.scale(), states))
-            }
-            _ => {
-                let site = |site: Site| {
-                    let parts = [Part::A, Part::B, Part::R];
-                    let [a, b, r] = parts.map(|part| self.part(&model, site, part, config.rank));
-                    Ok((site, LatentSite::new(model.kernels().as_ref(), a?, b?, r?)?))
-                };
-                let states = sites.into_iter().map(site).collect::<Result<_>>()?;
-                Box::new(Latent::new(config.scale(), states))
-            }
-        };
+        let sites = config.target_modules.resolve(model.config())?;
+        let head = head::resolve(&config.modules_to_save, model.config())?;
+        let mut take = |site, part| self.part(&model, site, part, config.rank);
+        let adapter = init::restore(&model, &sites, config, &mut take)?;
+        let head = own(&mut model, head)?;
+        self.overwrite(&mut model, head.keys().copied())?;
         self.finish()?;
-        Ok(Tuned { model, trained: Trained::Adapter { adapter, config: config.clone(), report: None } })
+        let config = Box::new(config.clone());
+        Ok(Tuned { model, trained: Trained::Adapter { adapter, head, config, report: None } })
     }
 
     fn full(mut self, mut model: Model) -> Result<Tuned> {
+        let parameters = model.parameters();
+        self.overwrite(&mut model, parameters)?;
+        self.finish()?;
+        Tuned::full(model)
+    }
+
+    /// Gives the model's own parameters their saved values.
+    fn overwrite(
+        &mut self,
+        model: &mut Model,
+        parameters: impl IntoIterator<Item = Parameter>,
+    ) -> Result<()> {
         let kernels = model.kernels().clone();
-        for parameter in model.parameters() {
+        for parameter in parameters {
             let name = model.name(parameter);
             let Some(weight) = model.weight_mut(parameter) else { continue };
             let saved = self.take(&name, weight.shape())?;
             kernels.write_f32(weight, &kernels.to_f32(&saved)?)?;
         }
-        self.finish()?;
-        Tuned::full(model)
+        Ok(())
     }
 
     fn part(&mut self, model: &Model, site: Site, part: Part, rank: usize) -> Result<Tensor> {

@@ -1,44 +1,23 @@
-//! What is written is what was trained, and what is not that is refused.
+//! What is written is what was trained, and what is not that is refused: native directories, merged models, averages
+//! and the verification of what was written. PEFT directories are in `law_interchange.rs`.
 
 mod common;
+mod files;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use common::*;
-use lora_sb_kernels::{SharedBytes, Tensor};
-use lora_sb_model::{Frozen, LinearHook, Model, SaveType, Storage, WeightFile, WeightFileWriter};
+use files::*;
+use lora_sb_kernels::Tensor;
+use lora_sb_model::{Frozen, LoadOptions, Model, SaveType, Storage, Task, WeightFile};
+use lora_sb_tune::export::average::{Member, average};
+use lora_sb_tune::export::verify::{Verification, random_sequences, verify};
 use lora_sb_tune::export::{merge, native, peft};
 use lora_sb_tune::{AdapterConfig, Error, Method, Targets, Tuned};
 
-const ADAPTERS: [Method; 3] = [Method::LoraSb, Method::LoraXs, Method::Lora];
-
-fn all_tensors(tuned: &Tuned) -> Vec<(String, Vec<f32>)> {
-    let all = tuned.trained_tensors().into_iter().chain(tuned.frozen_tensors());
-    all.map(|(name, tensor)| (name, tuned.model.kernels().to_f32(tensor).unwrap())).collect()
-}
-
-fn logits(model: &Model, hook: &dyn LinearHook) -> Vec<f32> {
-    let batch = mean_batch(model.kernels().as_ref(), &tiny_examples(4));
-    model.kernels().to_f32(&model.logits(&batch, hook).unwrap()).unwrap()
-}
-
-/// The tiny model as a directory, for readers that want one.
-fn save_base(dir: &Path) {
-    merge::merge(dir, &Tuned::full(tiny_model(2)).unwrap(), None).unwrap();
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries =
-        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = entries.collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn law_native_directories_keep_every_bit() {
-    for method in ADAPTERS {
+    for method in adapters() {
         let dir = tempfile::tempdir().unwrap();
         let tuned = tiny_tuned(method);
         // Twice: a directory can be written over.
@@ -48,6 +27,7 @@ fn law_native_directories_keep_every_bit() {
         let loaded = native::load(dir.path(), tiny_model(2)).unwrap();
         assert_eq!(loaded.config(), tuned.config());
         assert_eq!(all_tensors(&loaded), all_tensors(&tuned), "{method}");
+        assert_eq!(both_logits(&loaded), both_logits(&tuned), "{method}");
         let manifest = native::manifest(dir.path()).unwrap();
         assert_eq!(manifest.base.name_or_path, "somewhere/base");
         let file = WeightFile::open(&dir.path().join("adapter.safetensors")).unwrap();
@@ -57,8 +37,21 @@ fn law_native_directories_keep_every_bit() {
 }
 
 #[test]
+fn law_native_directories_keep_a_head() {
+    for (model_type, modules) in [("roberta", &["classifier"][..]), ("bert", &["classifier", "pooler"])] {
+        let dir = tempfile::tempdir().unwrap();
+        let tuned = tiny_classifier(model_type, Method::LoraSb, modules);
+        native::save(dir.path(), &tuned, "base").unwrap();
+        let loaded = native::load(dir.path(), tiny_encoder(model_type, 3)).unwrap();
+        assert_eq!(loaded.config(), tuned.config());
+        assert_eq!(loaded.head_parameters(), 18 * 18 + 18 + 3 * 18 + 3);
+        assert_eq!(both_logits(&loaded), both_logits(&tuned));
+    }
+}
+
+#[test]
 fn law_saved_state_restores_every_method() {
-    for method in [Method::LoraSb, Method::Lora, Method::Full] {
+    for method in Method::ALL {
         let mut tuned = match method {
             Method::Full => Tuned::full(tiny_model(2)).unwrap(),
             _ => tiny_tuned(method),
@@ -80,91 +73,106 @@ fn law_saved_state_restores_every_method() {
 }
 
 #[test]
-fn law_a_peft_directory_has_the_same_update() {
-    for method in ADAPTERS {
-        let dir = tempfile::tempdir().unwrap();
-        let tuned = tiny_tuned(method);
-        peft::export(dir.path(), &tuned, "base", SaveType::F32).unwrap();
-        let imported = peft::import(dir.path(), tiny_model(2)).unwrap();
-        assert_eq!(imported.config().unwrap().scale(), 1.0);
-        let kernels = tuned.model.kernels().as_ref();
-        for site in tuned.model.sites() {
-            let delta = |tuned: &Tuned| {
-                kernels.to_f32(&tuned.adapter().unwrap().delta(kernels, site).unwrap().unwrap()).unwrap()
-            };
-            // One way or the other it is the product of the same two f32 factors.
-            assert_eq!(delta(&imported), delta(&tuned), "{method} {site}");
-        }
-        let tolerance = rounding(4 * 23 * 14);
-        assert_near(
-            method.name(),
-            &logits(&imported.model, imported.hook()),
-            &logits(&tuned.model, tuned.hook()),
-            tolerance,
+fn law_directories_of_version_1_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let tuned = tiny_tuned(Method::LoraXs);
+    native::save(dir.path(), &tuned, "base").unwrap();
+    let path = dir.path().join("adapter.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["version"] = 1.into();
+    let adapter = json["adapter"].as_object_mut().unwrap();
+    for later in ["lora_dropout", "modules_to_save"] {
+        adapter.remove(later).unwrap();
+    }
+    adapter["init"].as_object_mut().unwrap().remove("bases").unwrap();
+    std::fs::write(&path, json.to_string()).unwrap();
+    let loaded = native::load(dir.path(), tiny_model(2)).unwrap();
+    assert_eq!(loaded.config(), tuned.config());
+    assert_eq!(all_tensors(&loaded), all_tensors(&tuned));
+}
+
+#[test]
+fn law_native_loading_is_strict() {
+    for (method, part) in
+        [(Method::LoraSb, "R"), (Method::Dora, "magnitude_vector"), (Method::Pissa, "A_start")]
+    {
+        check_strictness(
+            "adapter.safetensors",
+            &format!("model.layers.0.mlp.up_proj.lora_{}", if part == "R" { "A" } else { part }),
+            |dir| native::save(dir, &tiny_tuned(method), "base").unwrap(),
+            |dir| native::load(dir, tiny_model(2)),
         );
     }
+    check_strictness(
+        "adapter.safetensors",
+        "roberta.encoder.layer.0.attention.self.key.lora_B",
+        |dir| native::save(dir, &tiny_classifier("roberta", Method::Lora, &["classifier"]), "base").unwrap(),
+        |dir| native::load(dir, tiny_encoder("roberta", 3)),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let error = native::load(dir.path(), tiny_model(2)).unwrap_err();
+    assert!(error.to_string().contains("adapter.json"), "{error}");
+    let path = dir.path().join("adapter.json");
+    std::fs::write(&path, "{\n\"version\": ").unwrap();
+    assert!(native::load(dir.path(), tiny_model(2)).unwrap_err().to_string().contains("line 2"));
+    native::save(dir.path(), &tiny_tuned(Method::Lora), "base").unwrap();
+    edit_json(&path, &serde_json::json!({"version": 3}));
+    assert!(native::load(dir.path(), tiny_model(2)).unwrap_err().to_string().contains("found 3"));
+    edit_json(&path, &serde_json::json!({"version": 2, "other": 1}));
+    let error = native::load(dir.path(), tiny_model(2)).unwrap_err();
+    assert!(error.to_string().contains("adapter.json") && error.to_string().contains("other"), "{error}");
 }
 
 #[test]
-fn law_a_peft_directory_holds_what_every_consumer_reads_alike() {
+fn law_a_head_of_another_size_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    native::save(dir.path(), &tiny_classifier("bert", Method::LoraSb, &["classifier"]), "base").unwrap();
+    let error = native::load(dir.path(), tiny_encoder("bert", 5)).unwrap_err();
+    assert!(matches!(&error, Error::Tensor { tensor, .. } if tensor.starts_with("classifier.")), "{error}");
+}
+
+#[test]
+fn law_another_base_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let tuned = tiny_tuned(Method::LoraSb);
-    peft::export(dir.path(), &tuned, "org/base", SaveType::F32).unwrap();
-    assert_eq!(names(dir.path()), ["adapter_config.json", "adapter_model.safetensors"]);
-    let json = std::fs::read(dir.path().join("adapter_config.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert_eq!((&json["r"], &json["lora_alpha"], &json["use_rslora"]), (&5.into(), &5.into(), &false.into()));
-    assert_eq!(json["base_model_name_or_path"], "org/base");
-    let all = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
-    assert_eq!(json["target_modules"], serde_json::json!(all));
-    let file = WeightFile::open(&dir.path().join("adapter_model.safetensors")).unwrap();
-    assert_eq!(file.names().len(), 2 * 14);
-    let b = file.get("base_model.model.model.layers.1.mlp.up_proj.lora_B.weight").unwrap().unwrap();
-    assert_eq!(b.shape, [23, 5]);
-    assert_eq!(
-        (file.metadata()["format"].as_str(), file.metadata()["lora_sb.method"].as_str()),
-        ("pt", "lora-sb")
-    );
-
-    // Where some layers are left out, their names are not enough.
-    let config = AdapterConfig {
-        target_modules: Targets::parse("o_proj,layers.1.mlp.up_proj"),
-        ..config(Method::Lora)
-    };
-    let some = Tuned::adapt(tiny_model(2), &config, &[], &mut |_| ()).unwrap();
-    peft::export(dir.path(), &some, "org/base", SaveType::F32).unwrap();
-    let imported = peft::import(dir.path(), tiny_model(2)).unwrap();
-    assert_eq!(imported.adapter().unwrap().sites(), some.adapter().unwrap().sites());
-    let names = Targets::Names(vec!["model.layers.1.mlp.up_proj".into(), "o_proj".into()]);
-    assert_eq!(imported.config().unwrap().target_modules, names);
-}
-
-#[test]
-fn law_narrow_exports_round_once() {
-    let tuned = tiny_tuned(Method::LoraSb);
-    for (dtype, unit) in [(SaveType::Bf16, 2f64.powi(-8)), (SaveType::F16, 2f64.powi(-11))] {
-        let dir = tempfile::tempdir().unwrap();
-        peft::export(dir.path(), &tuned, "base", dtype).unwrap();
-        let narrow = all_tensors(&peft::import(dir.path(), tiny_model(2)).unwrap());
-        peft::export(dir.path(), &tuned, "base", SaveType::F32).unwrap();
-        let exact = all_tensors(&peft::import(dir.path(), tiny_model(2)).unwrap());
-        for ((name, narrow), (_, exact)) in narrow.iter().zip(&exact) {
-            assert_near(name, narrow, exact, unit);
-        }
-        assert_ne!(narrow, exact);
-    }
+    native::save(dir.path(), &tuned, "base").unwrap();
+    let error = native::load(dir.path(), tiny_model(3)).unwrap_err();
+    assert!(matches!(error, Error::BaseMismatch { .. }), "{error}");
+    assert!(error.hint().is_some());
+    // The same shapes with other values.
+    let moved = tempfile::tempdir().unwrap();
+    merge::merge(moved.path(), &tuned, None).unwrap();
+    let model = Model::load(moved.path(), cpu(), Storage::Mapped).unwrap();
+    assert!(matches!(native::load(dir.path(), model), Err(Error::BaseMismatch { .. })));
 }
 
 #[test]
 fn law_a_merged_directory_is_the_tuned_model() {
-    for method in ADAPTERS {
+    for method in adapters() {
         let dir = tempfile::tempdir().unwrap();
         let tuned = tiny_tuned(method);
         merge::merge(dir.path(), &tuned, None).unwrap();
         let merged = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
-        let tolerance = rounding(4 * 23 * 14);
-        assert_near(method.name(), &logits(&merged, &Frozen), &logits(&tuned.model, tuned.hook()), tolerance);
+        let (adapted, base) = both_logits(&tuned);
+        assert_near(method.name(), &logits(&merged, &Frozen), &adapted, rounding(4 * 23 * 14));
+        assert!(distance(&adapted, &base) > 0.1, "{method}: the adapter changes nothing");
         assert!(merged.fingerprint().unwrap() != tuned.model.fingerprint().unwrap());
+    }
+}
+
+#[test]
+fn law_a_merged_directory_holds_the_head() {
+    for (model_type, method) in [("roberta", Method::LoraSb), ("bert", Method::Dora)] {
+        let dir = tempfile::tempdir().unwrap();
+        let tuned = tiny_classifier(model_type, method, &["classifier"]);
+        merge::merge(dir.path(), &tuned, None).unwrap();
+        let options = LoadOptions { task: Some(Task::Classification { labels: 3 }), seed: 9 };
+        let merged = Model::load_with(dir.path(), cpu(), Storage::Mapped, options).unwrap();
+        assert_eq!(merged.warnings(), [""; 0]);
+        let found = logits(&merged, &Frozen);
+        assert_near(model_type, &found, &logits(&tuned.model, tuned.hook()), rounding(4 * 23 * 14));
+        let untrained = logits(&tiny_encoder(model_type, 3), tuned.hook());
+        assert!(distance(&found, &untrained) > 0.1, "the head changes nothing");
     }
 }
 
@@ -188,183 +196,39 @@ fn law_the_base_type_is_kept_by_merging() {
 }
 
 #[test]
-fn law_another_base_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    native::save(dir.path(), &tiny_tuned(Method::LoraSb), "base").unwrap();
-    let other = tiny_model(3);
-    let error = native::load(dir.path(), other).unwrap_err();
-    assert!(matches!(error, Error::BaseMismatch { .. }), "{error}");
-    assert!(error.hint().is_some());
-    // The same shapes with other values.
-    let tuned = tiny_tuned(Method::LoraSb);
-    let moved = tempfile::tempdir().unwrap();
-    merge::merge(moved.path(), &tuned, None).unwrap();
-    let model = Model::load(moved.path(), cpu(), Storage::Mapped).unwrap();
-    assert!(matches!(native::load(dir.path(), model), Err(Error::BaseMismatch { .. })));
-}
-
-/// Tensors of a file: name, shape, values.
-type Written = Vec<(String, Vec<usize>, Vec<f32>)>;
-
-/// Writes the tensors of a file again, with a change.
-fn rewrite(path: &Path, change: impl Fn(&mut Written)) {
-    let bytes = std::fs::read(path).unwrap();
-    let length = bytes.len();
-    let bytes = SharedBytes::new(Arc::new(bytes), 0..length).unwrap();
-    let file = WeightFile::from_bytes(bytes, "old".into()).unwrap();
-    let tensor = |name: String| {
-        let view = file.get(&name).unwrap().unwrap();
-        let values = view.to_f32();
-        (name, view.shape, values)
+fn law_nothing_is_written_over_the_base_or_mixed_with_it() {
+    let (base, exported) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    save_base(base.path());
+    let adapted = || {
+        let mut model = Model::load(base.path(), cpu(), Storage::Mapped).unwrap();
+        model.prepare(64).unwrap();
+        Tuned::adapt(model, &config(Method::Lora), &[], &mut |_| ()).unwrap()
     };
-    let mut tensors: Vec<_> = file.names().into_iter().map(tensor).collect();
-    change(&mut tensors);
-    let listed: Vec<_> = tensors.iter().map(|(name, shape, _)| (name.clone(), shape.clone())).collect();
-    let mut writer = WeightFileWriter::create(path, SaveType::F32, &file.metadata(), &listed).unwrap();
-    for (_, _, values) in &tensors {
-        writer.write(values).unwrap();
+    let before = std::fs::read(base.path().join("model.safetensors")).unwrap();
+    let tuned = adapted();
+    // The same directory by another path.
+    let other = base.path().join("../").join(base.path().file_name().unwrap());
+    for dir in [base.path(), &other] {
+        let error = merge::merge(dir, &tuned, None).unwrap_err();
+        assert!(error.to_string().contains("base model's own") && error.hint().is_some(), "{error}");
     }
-    writer.finish().unwrap();
-}
-
-/// Both formats, with the names of their files and the reader of each.
-fn check_strictness(
-    tensors: &str,
-    one: &str,
-    save: impl Fn(&Path),
-    load: impl Fn(&Path) -> Result<Tuned, Error>,
-) {
-    let damaged = |change: &dyn Fn(&mut Written)| {
-        let dir = tempfile::tempdir().unwrap();
-        save(dir.path());
-        rewrite(&dir.path().join(tensors), change);
-        let error = load(dir.path()).unwrap_err();
-        let Error::Tensor { file, tensor, found, .. } = error else { panic!("{error}") };
-        assert!(file.ends_with(tensors), "{file}");
-        (tensor, found)
-    };
-    let missing = damaged(&|all| all.retain(|(name, ..)| name != one));
-    assert!(one.contains(&missing.0) && missing.1.contains("no such"), "{missing:?}");
-    let extra = damaged(&|all| {
-        let copy = all.iter().find(|(name, ..)| name == one).unwrap().clone();
-        all.push((one.replace("layers.0", "layers.7"), copy.1, copy.2));
-    });
-    assert!(extra.0.contains("layers.7"), "{extra:?}");
-    let foreign = damaged(&|all| all.push(("something".into(), vec![1], vec![0.0])));
-    assert_eq!(foreign.0, "something");
-    let misshapen = damaged(&|all| {
-        let found = all.iter_mut().find(|(name, ..)| name == one).unwrap();
-        found.1.reverse();
-    });
-    assert!(misshapen.1.contains("shape ["), "{misshapen:?}");
-
-    let dir = tempfile::tempdir().unwrap();
-    save(dir.path());
-    let path = dir.path().join(tensors);
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-    assert!(matches!(load(dir.path()), Err(Error::Model(_))));
-    std::fs::remove_file(&path).unwrap();
-    assert!(load(dir.path()).unwrap_err().to_string().contains(tensors));
-}
-
-#[test]
-fn law_native_loading_is_strict() {
-    check_strictness(
-        "adapter.safetensors",
-        "model.layers.0.self_attn.k_proj.lora_A",
-        |dir| native::save(dir, &tiny_tuned(Method::LoraSb), "base").unwrap(),
-        |dir| native::load(dir, tiny_model(2)),
-    );
-    let dir = tempfile::tempdir().unwrap();
-    let error = native::load(dir.path(), tiny_model(2)).unwrap_err();
-    assert!(error.to_string().contains("adapter.json"), "{error}");
-    std::fs::write(dir.path().join("adapter.json"), "{\n\"version\": ").unwrap();
-    assert!(native::load(dir.path(), tiny_model(2)).unwrap_err().to_string().contains("line 2"));
-    native::save(dir.path(), &tiny_tuned(Method::Lora), "base").unwrap();
-    let path = dir.path().join("adapter.json");
-    let text = std::fs::read_to_string(&path).unwrap().replace("\"version\": 1", "\"version\": 2");
-    std::fs::write(&path, text).unwrap();
-    assert!(native::load(dir.path(), tiny_model(2)).unwrap_err().to_string().contains("expected 1, found 2"));
-}
-
-#[test]
-fn law_peft_loading_is_strict() {
-    check_strictness(
-        "adapter_model.safetensors",
-        "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight",
-        |dir| peft::export(dir, &tiny_tuned(Method::LoraSb), "base", SaveType::F32).unwrap(),
-        |dir| peft::import(dir, tiny_model(2)),
-    );
-}
-
-/// Exports a LoRA and changes keys of its configuration.
-fn with_config(changes: serde_json::Value) -> Result<Tuned, Error> {
-    let dir = tempfile::tempdir().unwrap();
-    peft::export(dir.path(), &tiny_tuned(Method::Lora), "base", SaveType::F32).unwrap();
-    let path = dir.path().join("adapter_config.json");
-    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    for (key, value) in changes.as_object().unwrap() {
-        json[key] = value.clone();
-    }
-    std::fs::write(&path, json.to_string()).unwrap();
-    peft::import(dir.path(), tiny_model(2))
-}
-
-#[test]
-fn law_peft_scales_are_honoured() {
-    let scale = |changes| with_config(changes).unwrap().config().unwrap().scale();
-    assert_eq!(scale(serde_json::json!({})), 1.0);
-    assert_eq!(scale(serde_json::json!({"lora_alpha": 13})), 13.0 / 5.0);
-    let stabilised = scale(serde_json::json!({"lora_alpha": 13, "use_rslora": true}));
-    assert!((f64::from(stabilised) - 13.0 / 5f64.sqrt()).abs() < 1e-6);
-    // A regular expression is replaced by what the file holds.
-    let pattern = with_config(serde_json::json!({"target_modules": ".*_proj"})).unwrap();
-    assert_eq!(pattern.adapter().unwrap().sites(), pattern.model.sites());
-    assert!(with_config(serde_json::json!({"target_modules": "all-linear", "a_later_key": 1})).is_ok());
-}
-
-#[test]
-fn law_peft_features_that_change_the_result_are_refused() {
-    for (key, value) in [
-        ("peft_type", serde_json::json!("LOHA")),
-        ("use_dora", true.into()),
-        ("rank_pattern", serde_json::json!({"q_proj": 4})),
-        ("alpha_pattern", serde_json::json!({"q_proj": 4})),
-        ("modules_to_save", serde_json::json!(["lm_head"])),
-        ("bias", "all".into()),
-        ("fan_in_fan_out", true.into()),
-        ("init_lora_weights", "pissa".into()),
-        ("layer_replication", serde_json::json!([[0, 2]])),
-    ] {
-        let error = with_config(serde_json::json!({ key: value })).unwrap_err();
-        let Error::Unsupported { feature, .. } = &error else { panic!("{key}: {error}") };
-        assert!(feature.contains(key), "{error}");
-        assert!(error.hint().is_some());
-    }
-    for (key, value) in
-        [("r", serde_json::json!(0)), ("lora_alpha", "big".into()), ("target_modules", 3.into())]
-    {
-        let error = with_config(serde_json::json!({ key: value })).unwrap_err();
-        assert!(matches!(error, Error::File { .. }) && error.to_string().contains(key), "{error}");
-    }
-    // Wrong rank, and a target that the file does not hold.
-    assert!(matches!(with_config(serde_json::json!({"r": 4})), Err(Error::Tensor { .. })));
-    assert!(matches!(
-        with_config(serde_json::json!({"target_modules": ["q_proj"]})),
-        Err(Error::Tensor { .. })
-    ));
-    let unknown = with_config(serde_json::json!({"target_modules": ["query"]}));
-    assert!(matches!(unknown, Err(Error::UnknownTarget { .. })));
+    let options = peft::Options { dtype: SaveType::F32, pad_rank: None };
+    let error = peft::export(base.path(), &tuned, "base", &options).unwrap_err();
+    assert!(error.to_string().contains("holds a model") && error.hint().is_some(), "{error}");
+    assert_eq!(std::fs::read(base.path().join("model.safetensors")).unwrap(), before);
+    export(exported.path(), &tuned);
+    let error = merge::merge(exported.path(), &tuned, None).unwrap_err();
+    assert!(error.to_string().contains("holds a PEFT adapter"), "{error}");
 }
 
 #[test]
 fn law_full_fine_tuning_has_no_adapter_to_write() {
     let dir = tempfile::tempdir().unwrap();
     let full = Tuned::full(tiny_model(1)).unwrap();
+    let options = peft::Options { dtype: SaveType::F32, pad_rank: None };
     for error in [
         native::save(dir.path(), &full, "base").unwrap_err(),
-        peft::export(dir.path(), &full, "base", SaveType::F32).unwrap_err(),
+        peft::export(dir.path(), &full, "base", &options).unwrap_err(),
     ] {
         assert!(error.to_string().contains("full"), "{error}");
     }
@@ -381,4 +245,170 @@ fn law_a_mapped_base_gives_the_same_bits_as_an_owned_one() {
         Tuned::adapt(model, &config(Method::LoraSb), &tiny_examples(6), &mut |_| ()).unwrap()
     };
     assert_eq!(all_tensors(&adapted(Storage::Mapped)), all_tensors(&adapted(Storage::Trainable)));
+}
+
+/// A PEFT directory and a merged one of an adapter, verified.
+fn verified(tuned: &Tuned, dtype: SaveType, fresh: &dyn Fn() -> Model) -> [Verification; 2] {
+    let (exported, merged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    peft::export(exported.path(), tuned, "base", &peft::Options { dtype, pad_rank: None }).unwrap();
+    merge::merge(merged.path(), tuned, Some(dtype)).unwrap();
+    let sequences = random_sequences(tuned.model.config(), 4);
+    [exported, merged].map(|dir| verify(dir.path(), tuned, &sequences, &mut || Ok(fresh())).unwrap())
+}
+
+#[test]
+fn law_what_is_written_verifies() {
+    for dtype in [SaveType::F32, SaveType::Bf16, SaveType::F16] {
+        for method in adapters() {
+            let tuned = tiny_tuned(method);
+            for verified in verified(&tuned, dtype, &|| tiny_model(2)) {
+                assert_eq!(verified.tokens, 31 + 13 + 1);
+                // Tight enough to be of use: an adapter that is not there, or of twice the scale, would show.
+                assert!(verified.tolerance < 0.3 * verified.max_abs_logit_change, "{method}: {verified:?}");
+                let exact = dtype == SaveType::F32;
+                assert!(
+                    exact == (verified.tolerance < 1e-3 * verified.max_abs_logit),
+                    "{method}: {verified:?}"
+                );
+                assert!(exact || verified.max_abs_logit_difference > 0.0, "{method}: {verified:?}");
+                assert!(verified.warnings.is_empty(), "{verified:?}");
+            }
+        }
+        let tuned = tiny_classifier("roberta", Method::LoraSb, &["classifier"]);
+        verified(&tuned, dtype, &|| tiny_encoder("roberta", 3));
+    }
+}
+
+#[test]
+fn law_what_was_damaged_does_not_verify() {
+    let tuned = tiny_tuned(Method::LoraXs);
+    let sequences = random_sequences(tuned.model.config(), 4);
+    let failed = |change: &dyn Fn(&Path)| {
+        let dir = tempfile::tempdir().unwrap();
+        export(dir.path(), &tuned);
+        change(dir.path());
+        verify(dir.path(), &tuned, &sequences, &mut || Ok(tiny_model(2))).unwrap_err()
+    };
+    let tensors = "adapter_model.safetensors";
+    let slightly = |all: &mut Written| all[3].2.iter_mut().for_each(|value| *value *= 1.01);
+    for error in [
+        failed(&|dir| edit_json(&dir.join("adapter_config.json"), &serde_json::json!({"lora_alpha": 6}))),
+        failed(&|dir| edit_json(&dir.join("adapter_config.json"), &serde_json::json!({"use_rslora": true}))),
+        failed(&|dir| rewrite(&dir.join(tensors), slightly)),
+    ] {
+        let Error::Verification { found, tolerance, largest, .. } = error else { panic!("{error}") };
+        assert!(found > tolerance && tolerance > 0.0 && largest > 0.0);
+        assert!(error.hint().is_some() && error.to_string().contains("differ"), "{error}");
+    }
+    let broken = failed(&|dir| rewrite(&dir.join(tensors), |all| all[0].2[0] = f32::NAN));
+    assert!(matches!(broken, Error::NotFinite { .. }), "{broken}");
+    // The merged base without the update.
+    let dir = tempfile::tempdir().unwrap();
+    save_base(dir.path());
+    let error = verify(dir.path(), &tuned, &sequences, &mut || Ok(tiny_model(2))).unwrap_err();
+    assert!(matches!(error, Error::Verification { .. }), "{error}");
+    let nowhere = verify(&dir.path().join("nothing"), &tuned, &sequences, &mut || Ok(tiny_model(2)));
+    assert!(matches!(nowhere, Err(Error::Model(_))));
+}
+
+/// Adapters with one start and different trained values, as directories.
+fn participants(tuned: impl Fn() -> Tuned, weights: &[f64]) -> (tempfile::TempDir, Vec<Member>, Vec<Tuned>) {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut members, mut all) = (Vec::new(), Vec::new());
+    for (number, &weight) in weights.iter().enumerate() {
+        let mut tuned = tuned();
+        (0..number).for_each(|_| shake(&mut tuned, 0.1));
+        let member = Member { dir: dir.path().join(number.to_string()), weight };
+        native::save(&member.dir, &tuned, "base").unwrap();
+        members.push(member);
+        all.push(tuned);
+    }
+    (dir, members, all)
+}
+
+#[test]
+fn law_the_average_of_r_is_the_average_of_the_updates() {
+    let weights = [3.0, 1.0, 7.0];
+    let (dir, members, all) = participants(|| tiny_tuned(Method::LoraSb), &weights);
+    let out = dir.path().join("average");
+    let averaged = average(&members, &out).unwrap();
+    assert_eq!((averaged.modules, averaged.head.len()), (14, 0));
+    let mean = native::load(&out, tiny_model(2)).unwrap();
+    assert_eq!(mean.config(), all[0].config());
+    for site in mean.model.sites() {
+        let deltas: Vec<Vec<f32>> = all.iter().map(|tuned| delta(tuned, site)).collect();
+        let expected = |at: usize| -> f32 {
+            let sum: f64 =
+                deltas.iter().zip(weights).map(|(delta, weight)| weight * f64::from(delta[at])).sum();
+            (sum / 11.0) as f32
+        };
+        let expected: Vec<f32> = (0..deltas[0].len()).map(expected).collect();
+        assert_near(&site.to_string(), &delta(&mean, site), &expected, rounding(4 * 5));
+        assert!(distance(&expected, &deltas[0]) > 1e-2);
+    }
+    // Equal adapters have themselves for an average, to the bit.
+    let (dir, members, all) = participants(|| tiny_tuned(Method::LoraXs), &[1.0]);
+    let same = [members[0].clone(), Member { weight: 5.0, ..members[0].clone() }];
+    average(&same, &dir.path().join("average")).unwrap();
+    let mean = native::load(&dir.path().join("average"), tiny_model(2)).unwrap();
+    assert_eq!(all_tensors(&mean), all_tensors(&all[0]));
+}
+
+#[test]
+fn law_heads_are_averaged_beside_r() {
+    let start = || tiny_classifier("bert", Method::LoraSb, &["classifier"]);
+    let (dir, members, all) = participants(start, &[1.0, 3.0]);
+    let out = dir.path().join("average");
+    let averaged = average(&members, &out).unwrap();
+    assert_eq!(averaged.head, ["classifier.bias", "classifier.weight"]);
+    let mean = native::load(&out, tiny_encoder("bert", 3)).unwrap();
+    let [a, b, found] = [&all[0], &all[1], &mean].map(|tuned| tensor(tuned, "classifier.weight"));
+    for ((a, b), found) in a.iter().zip(&b).zip(found) {
+        assert_eq!(found, ((f64::from(*a) + 3.0 * f64::from(*b)) / 4.0) as f32);
+    }
+}
+
+#[test]
+fn law_adapters_that_share_nothing_are_not_averaged() {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("average");
+    let two = |first: Tuned, second: Tuned| {
+        let dir = tempfile::tempdir().unwrap();
+        let member = |name: &str, tuned: &Tuned| {
+            native::save(&dir.path().join(name), tuned, "base").unwrap();
+            Member { dir: dir.path().join(name), weight: 1.0 }
+        };
+        let members = [member("a", &first), member("b", &second)];
+        average(&members, &out).unwrap_err()
+    };
+    let adapted =
+        |config: AdapterConfig| Tuned::adapt(tiny_model(2), &config, &tiny_examples(6), &mut |_| ()).unwrap();
+    let sb = || config(Method::LoraSb);
+    let plain = two(tiny_tuned(Method::Lora), tiny_tuned(Method::Lora));
+    assert!(matches!(&plain, Error::Unsupported { feature, .. } if feature.contains("lora")), "{plain}");
+    let one_target = Targets::parse("q_proj");
+    for (other, reason) in [
+        (adapted(config(Method::LoraXs)), "the method"),
+        (adapted(AdapterConfig { rank: 4, ..sb() }), "the rank"),
+        (adapted(AdapterConfig { lora_alpha: 7.0, ..sb() }), "lora_alpha"),
+        (adapted(AdapterConfig { target_modules: one_target, ..sb() }), "only one of them has"),
+        // Another draw of the initialisation's factorisation or samples is another A and B.
+        (Tuned::adapt(tiny_model(2), &sb(), &tiny_examples(3), &mut |_| ()).unwrap(), "lora_A differs"),
+    ] {
+        let error = two(adapted(sb()), other);
+        assert!(matches!(error, Error::Average { .. }), "{error}");
+        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{reason}: {error}");
+    }
+    let other_base = Tuned::adapt(tiny_model(1), &sb(), &tiny_examples(6), &mut |_| ()).unwrap();
+    assert!(two(adapted(sb()), other_base).to_string().contains("the base model"));
+    assert!(!out.exists());
+
+    let (dir, members, _) = participants(|| tiny_tuned(Method::LoraSb), &[1.0, 2.0]);
+    let target = dir.path().join("average");
+    assert!(average(&[], &target).unwrap_err().to_string().contains("adapters"));
+    for weight in [0.0, -1.0, f64::NAN] {
+        let bad = [members[0].clone(), Member { weight, ..members[1].clone() }];
+        assert!(average(&bad, &target).unwrap_err().to_string().contains("a positive number"));
+    }
+    assert!(average(&members, &members[1].dir).unwrap_err().to_string().contains("one of the adapters"));
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use common::*;
 use lora_sb_model::Parameter;
-use lora_sb_tune::{AdapterConfig, Convention, Error, InitConfig, Method, Targets, Tuned};
+use lora_sb_tune::{AdapterConfig, Bases, Convention, Error, InitConfig, Method, Targets, Tuned};
 
 fn adapt(config: &AdapterConfig) -> Error {
     Tuned::adapt(tiny_model(2), config, &tiny_examples(6), &mut |_| ()).unwrap_err()
@@ -40,7 +40,7 @@ fn law_settings_out_of_range_are_named() {
             init(InitConfig { convention: Convention::Reference { batch_size: 0 }, ..sb.init.clone() }),
             "batch size",
         ),
-        (init(InitConfig::NONE), "eta"),
+        (init(InitConfig { bases: Bases::Sb, ..InitConfig::NONE }), "eta"),
     ] {
         let error = adapt(&config);
         assert!(matches!(error, Error::Config { .. }) && error.to_string().contains(name), "{name}: {error}");
@@ -103,5 +103,6 @@ fn law_methods_are_read_as_they_are_written() {
     }
     assert_eq!("lora_sb".parse::<Method>().unwrap(), Method::LoraSb);
     assert_eq!("LoRA-XS".parse::<Method>().unwrap(), Method::LoraXs);
-    assert!("dora".parse::<Method>().unwrap_err().to_string().contains("lora-sb, lora-xs, lora, full"));
+    let unknown = "adalora".parse::<Method>().unwrap_err().to_string();
+    assert!(unknown.contains("lora-sb, lora-xs, lora,") && unknown.contains("full"), "{unknown}");
 }

@@ -5,18 +5,19 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::*;
-use lora_sb_data::Example;
+use lora_sb_data::{Example, Label};
 use lora_sb_kernels::Tensor;
 use lora_sb_model::{Batch, Frozen, Parameter, Projection, Recompute, Sequence, Site};
 use lora_sb_tune::adapter::full;
+use lora_sb_tune::eval::sequence;
 use lora_sb_tune::init::{Estimate, InitProgress, stream_gradients};
-use lora_sb_tune::{AdapterConfig, Convention, InitConfig, Method, Targets, Tuned};
+use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
 use nalgebra::DMatrix;
 
 const CONVENTIONS: [Convention; 2] = [Convention::PerSample, Convention::Reference { batch_size: 3 }];
 
 fn init(convention: Convention, max_tokens: usize) -> InitConfig {
-    InitConfig { samples: 7, convention, eta: 1e-2, max_tokens }
+    InitConfig { bases: Bases::Sb, samples: 7, convention, eta: 1e-2, max_tokens }
 }
 
 fn streamed(examples: &[Example], init: &InitConfig, sites: &[Site]) -> (BTreeMap<Site, Vec<f32>>, Estimate) {
@@ -36,7 +37,7 @@ fn at_once(examples: &[Example], token_weight: &[f64]) -> BTreeMap<Site, Vec<f32
     let kernels = model.kernels().as_ref();
     let mut sequences = Vec::new();
     for (Example { ids, trained, .. }, weight) in examples.iter().zip(token_weight) {
-        sequences.push(Sequence { ids, trained, weight: *weight as f32 });
+        sequences.push(Sequence::text(ids, trained, *weight as f32));
     }
     let batch = Batch::pack(kernels, &sequences).unwrap();
     let mut gradients = full::gradients(&model).unwrap();
@@ -71,6 +72,45 @@ fn law_streamed_gradient_is_the_full_gradient() {
     let weights: Vec<f64> = (0..7).map(weight).collect();
     let (found, _) = streamed(&examples, &init(Convention::Reference { batch_size: 3 }, 1000), &sites);
     assert_all_near(&found, &at_once(&examples, &weights));
+}
+
+/// The gradient of an encoder comes through its classification head, one label a sample.
+#[test]
+fn law_gradient_of_an_encoder_is_the_full_gradient() {
+    let label: [fn(u32) -> Label; 2] = [Label::Class, |class| Label::Value(class as f32)];
+    for (model_type, labels, label) in
+        [("bert", 3, label[0]), ("roberta", 3, label[0]), ("roberta", 1, label[1])]
+    {
+        let examples = labelled_examples(7, 2, label);
+        let model = tiny_encoder(model_type, labels);
+        let kernels = model.kernels().as_ref();
+        for convention in CONVENTIONS {
+            // Of each sample one prediction; of the batches of 3, 3 and 1 the mean, divided by their samples.
+            let size = |index| if index < 6 { 9.0 } else { 1.0 };
+            let weight = |index| if convention == Convention::PerSample { 1.0 } else { 1.0 / size(index) };
+            let sequences: Vec<_> = examples
+                .iter()
+                .enumerate()
+                .map(|(index, example)| sequence(example, weight(index)))
+                .collect();
+            let batch = Batch::pack(kernels, &sequences).unwrap();
+            let mut gradients = full::gradients(&model).unwrap();
+            let loss =
+                model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None).unwrap();
+            let mut each = |site: Site, found: Tensor| {
+                let expected = kernels.to_f32(&gradients[&Parameter::Weight(site)])?;
+                assert!(largest(&expected) > 0.0, "{model_type} {site}");
+                let what = format!("{model_type} {labels} {site}");
+                assert_near(&what, &kernels.to_f32(&found)?, &expected, rounding(80 * 23));
+                Ok(())
+            };
+            let init = init(convention, 16);
+            let estimate =
+                stream_gradients(&model, &model.sites(), &examples, &init, &mut |_| (), &mut each).unwrap();
+            assert_eq!((estimate.samples, estimate.labelled_tokens, estimate.skipped), (7, 7, 0));
+            assert!((estimate.loss - loss).abs() <= 1e-5 * loss);
+        }
+    }
 }
 
 #[test]
@@ -125,20 +165,67 @@ fn law_only_the_targets_are_estimated() {
     }
 }
 
+fn with_bases(method: Method, bases: Bases, seed: u64) -> Tuned {
+    let config = config(method);
+    let config = AdapterConfig { init: InitConfig { bases, ..config.init }, seed, ..config };
+    Tuned::adapt(tiny_model(2), &config, &tiny_examples(6), &mut |_| ()).unwrap()
+}
+
 #[test]
 fn law_bases_are_orthonormal() {
-    let tuned = Tuned::adapt(tiny_model(2), &config(Method::LoraSb), &tiny_examples(6), &mut |_| ()).unwrap();
-    for (name, frozen) in tuned.frozen_tensors() {
-        let values = tuned.model.kernels().to_f32(frozen).unwrap();
-        let matrix = dense(&values, frozen.shape());
-        // A has orthonormal rows, B orthonormal columns.
-        let product = if name.ends_with("lora_A") {
-            &matrix * matrix.transpose()
-        } else {
-            matrix.transpose() * &matrix
-        };
-        let off = (product - DMatrix::identity(5, 5)).amax();
-        assert!(off <= 1e-5, "{name}: {off:.2e}");
+    for bases in Bases::ALL {
+        let tuned = with_bases(Method::LoraSb, bases, 3);
+        for (name, frozen) in tuned.frozen_tensors() {
+            let values = tuned.model.kernels().to_f32(frozen).unwrap();
+            let matrix = dense(&values, frozen.shape());
+            // A has orthonormal rows, B orthonormal columns.
+            let product = if name.ends_with("lora_A") {
+                &matrix * matrix.transpose()
+            } else {
+                matrix.transpose() * &matrix
+            };
+            // LoRA-XS gives A the singular values: orthogonal, but not of length 1.
+            let expected = match bases {
+                Bases::Xs if name.ends_with("lora_A") => DMatrix::from_diagonal(&product.diagonal()),
+                _ => DMatrix::identity(5, 5),
+            };
+            let off = (&product - expected).amax() / product.amax();
+            assert!(off <= 1e-5, "{bases} {name}: {off:.2e}");
+        }
+        let at_zero = !matches!(bases, Bases::Sb | Bases::SbGradient | Bases::Xs);
+        for (name, r) in tuned.trained_tensors() {
+            let r = tuned.model.kernels().to_f32(r).unwrap();
+            assert_eq!(largest(&r) == 0.0, at_zero, "{bases} {name}");
+        }
+    }
+}
+
+#[test]
+fn law_bases_belong_to_both_methods() {
+    for bases in Bases::ALL {
+        let (sb, xs) = (with_bases(Method::LoraSb, bases, 3), with_bases(Method::LoraXs, bases, 3));
+        for (name, _) in sb.trained_tensors().into_iter().chain(sb.frozen_tensors()) {
+            assert_eq!(tensor(&sb, &name), tensor(&xs, &name), "{bases} {name}");
+        }
+    }
+    // The bases of an update do not depend on where R starts.
+    let (sb, zero) = (with_bases(Method::LoraSb, Bases::Sb, 3), with_bases(Method::LoraSb, Bases::SbZero, 3));
+    for (name, _) in sb.frozen_tensors() {
+        assert_eq!(tensor(&sb, &name), tensor(&zero, &name), "{name}");
+    }
+}
+
+#[test]
+fn law_random_bases_differ_by_seed_and_site() {
+    let make = |seed| with_bases(Method::LoraSb, Bases::RandomOrthonormal, seed);
+    let (first, again, other) = (make(3), make(3), make(4));
+    let mut seen: Vec<Vec<f32>> = Vec::new();
+    for (name, _) in first.frozen_tensors() {
+        let values = tensor(&first, &name);
+        assert_eq!(values, tensor(&again, &name), "{name}");
+        assert!(distance(&values, &tensor(&other, &name)) > 0.1, "{name}");
+        assert!(!seen.contains(&values), "{name} is another site's");
+        seen.push(values);
     }
 }
 
@@ -148,20 +235,23 @@ fn dense(values: &[f32], shape: &[usize]) -> DMatrix<f64> {
 
 #[test]
 fn law_the_start_is_the_best_approximation_of_the_update() {
-    for scale in [1.0, 0.25] {
-        let config = AdapterConfig { lora_alpha: 5.0 * scale, ..config(Method::LoraSb) };
+    for (scale, bases) in
+        [(1.0, Bases::Sb), (0.25, Bases::Sb), (1.0, Bases::SbGradient), (3.0, Bases::SbGradient)]
+    {
+        let config = config(Method::LoraSb);
+        let init = InitConfig { bases, ..config.init };
+        let config = AdapterConfig { lora_alpha: 5.0 * scale, init, ..config };
         let examples = tiny_examples(6);
         let tuned = Tuned::adapt(tiny_model(2), &config, &examples, &mut |_| ()).unwrap();
         let (gradients, _) = streamed(&examples, &config.init, &tuned.model.sites());
         for (site, gradient) in gradients {
             let (out, input) = tuned.model.shape(site);
-            let update: Vec<f32> = gradient.iter().map(|g| -config.init.eta as f32 * g.signum()).collect();
+            let step = |g: &f32| if bases == Bases::Sb { g.signum() } else { *g };
+            let update: Vec<f32> = gradient.iter().map(|g| -config.init.eta as f32 * step(g)).collect();
             let update = dense(&update, &[out, input]);
             let svd = update.clone().svd(true, true);
             let values = svd.singular_values.as_slice();
-            let adapter = tuned.adapter().unwrap();
-            let delta = adapter.delta(tuned.model.kernels().as_ref(), site).unwrap().unwrap();
-            let delta = dense(&tuned.model.kernels().to_f32(&delta).unwrap(), &[out, input]);
+            let delta = dense(&delta(&tuned, site), &[out, input]);
             // Eckart and Young: no matrix of rank r is nearer than the root of the squares left over.
             let left: f64 = values[5..].iter().map(|value| value * value).sum();
             let distance = (&update - &delta).norm_squared();
@@ -190,11 +280,9 @@ fn law_xs_bases_are_the_weights_own() {
         assert!(largest(&r) > 0.0 && largest(&r) < 1e-4, "{module}: R ~ N(0, 1e-5^2)");
         let one: Vec<f32> = (0..25).map(|at| f32::from(at % 6 == 0)).collect();
         set(&mut tuned, &format!("{module}.lora_R"), &one);
-        let delta = tuned.adapter().unwrap().delta(kernels.as_ref(), site).unwrap().unwrap();
-        let shape = delta.shape().to_vec();
-        let delta = dense(&kernels.to_f32(&delta).unwrap(), &shape);
-        let weight = tuned.model.weight(Parameter::Weight(site)).unwrap();
-        let weight = dense(&kernels.to_f32(weight).unwrap(), &shape);
+        let weight = weight(&tuned.model, site);
+        let delta = dense(&delta(&tuned, site), weight.shape());
+        let weight = dense(&kernels.to_f32(weight).unwrap(), weight.shape());
         let values = weight.clone().svd(false, false).singular_values;
         let left: f64 = values.as_slice()[5..].iter().map(|value| value * value).sum();
         let distance = (&weight - &delta).norm_squared();
@@ -203,22 +291,24 @@ fn law_xs_bases_are_the_weights_own() {
 }
 
 #[test]
-fn law_lora_starts_at_the_base() {
-    let tuned = Tuned::adapt(tiny_model(2), &config(Method::Lora), &[], &mut |_| ()).unwrap();
-    for (name, trained) in tuned.trained_tensors() {
-        let values = tuned.model.kernels().to_f32(trained).unwrap();
-        if name.ends_with("lora_B") {
-            assert_eq!(largest(&values), 0.0, "{name}");
-        } else {
-            let bound = 1.0 / (trained.shape()[1] as f64).sqrt();
-            assert!(largest(&values) <= bound && largest(&values) > 0.8 * bound, "{name}");
+fn law_lora_draws_a_and_leaves_b_at_zero() {
+    for method in [Method::Lora, Method::RsLora, Method::Dora, Method::LoraPro] {
+        let tuned = Tuned::adapt(tiny_model(2), &config(method), &[], &mut |_| ()).unwrap();
+        for (name, trained) in tuned.trained_tensors() {
+            let values = tuned.model.kernels().to_f32(trained).unwrap();
+            if name.ends_with("lora_B") {
+                assert_eq!(largest(&values), 0.0, "{method} {name}");
+            } else if name.ends_with("lora_A") {
+                let bound = 1.0 / (trained.shape()[1] as f64).sqrt();
+                assert!(largest(&values) <= bound && largest(&values) > 0.8 * bound, "{method} {name}");
+            }
         }
     }
 }
 
 #[test]
 fn law_the_seed_decides_every_bit_and_targets_do_not_shift_each_other() {
-    for method in [Method::LoraSb, Method::LoraXs, Method::Lora] {
+    for method in adapters() {
         let make = |targets: Targets, seed| {
             let config = AdapterConfig { target_modules: targets, seed, ..config(method) };
             Tuned::adapt(tiny_model(2), &config, &tiny_examples(6), &mut |_| ()).unwrap()
@@ -229,7 +319,7 @@ fn law_the_seed_decides_every_bit_and_targets_do_not_shift_each_other() {
         for (name, _) in some.trained_tensors().into_iter().chain(some.frozen_tensors()) {
             assert_eq!(tensor(&some, &name), tensor(&all, &name), "{method} {name}");
         }
-        if method != Method::LoraSb {
+        if matches!(method, Method::LoraXs | Method::Lora | Method::RsLora | Method::Dora | Method::LoraPro) {
             let other = make(Targets::AllLinear, 4);
             let (name, _) = &all.trained_tensors()[0];
             assert_ne!(tensor(&all, name), tensor(&other, name), "{method}");
@@ -239,7 +329,7 @@ fn law_the_seed_decides_every_bit_and_targets_do_not_shift_each_other() {
 
 #[test]
 fn law_selected_samples_are_distinct_and_in_order() {
-    let config = InitConfig { samples: 5, ..init(Convention::PerSample, 1) };
+    let config = InitConfig { bases: Bases::Sb, samples: 5, ..init(Convention::PerSample, 1) };
     let chosen = config.select(17, 9);
     assert_eq!(chosen.len(), 5);
     assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]) && chosen[4] < 17);
@@ -254,7 +344,8 @@ fn law_progress_is_reported_to_the_end() {
         seen.push(progress)
     });
     let report = tuned.unwrap().init_report().cloned().unwrap();
-    assert_eq!((report.estimate.samples, report.estimate.skipped), (6, 0));
+    let estimate = report.estimate.unwrap();
+    assert_eq!((estimate.samples, estimate.skipped), (6, 0));
     assert!(report.unconverged.is_empty());
     assert!(seen.contains(&InitProgress::Forward { samples: 6, of: 6 }));
     assert_eq!(seen.last(), Some(&InitProgress::Factorised { sites: 14, of: 14 }));

@@ -7,7 +7,7 @@ use lora_sb_model::{Projection, Site};
 use lora_sb_tune::{Error, Targets};
 
 fn resolve(text: &str) -> Result<Vec<Site>, Error> {
-    Targets::parse(text).resolve(&tiny_model(2))
+    Targets::parse(text).resolve(tiny_model(2).config())
 }
 
 #[test]

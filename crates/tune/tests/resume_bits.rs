@@ -5,8 +5,11 @@ mod training;
 
 use lora_sb_tune::run::{Checkpoint, RunDirectory};
 use lora_sb_tune::train::{Event, TrainingData};
-use lora_sb_tune::{Error, Method, TrainConfig};
-use training::{FakeClock, Outcome, Recorder, data, outcome, plan, restored, run, settings, tuned};
+use lora_sb_tune::{AdapterConfig, Error, Method, TrainConfig};
+use training::{
+    FakeClock, Outcome, Recorder, adapter, data, outcome, plan, restored, restored_on, run, settings, tuned,
+    tuned_with,
+};
 
 fn uninterrupted(method: Method, config: &TrainConfig) -> Outcome {
     let directory = tempfile::tempdir().unwrap();
@@ -58,6 +61,35 @@ fn a_stopped_and_resumed_run_equals_an_uninterrupted_one() {
             assert_eq!(events[0], started);
             assert_eq!(outcome(directory.path(), &config), expected, "{method}, stopped after {stops:?}");
         }
+    }
+}
+
+/// What a micro-batch drops follows from its place in the run, whether blocks are run again or not.
+#[test]
+fn a_resumed_run_drops_what_an_uninterrupted_one_drops() {
+    for method in [Method::LoraSb, Method::Lora, Method::Pissa, Method::Dora] {
+        let adapter = AdapterConfig { lora_dropout: 0.3, ..adapter(method) };
+        let mut outcomes = Vec::new();
+        for (gradient_checkpointing, stops) in [(false, &[][..]), (false, &[2, 3, 7]), (true, &[4])] {
+            let config = TrainConfig { gradient_checkpointing, ..settings() };
+            let directory = tempfile::tempdir().unwrap();
+            let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
+            let mut now = tuned_with(&adapter);
+            let mut resume = None;
+            for &stop in stops {
+                run(&mut now, &config, &mut run_directory, resume, Some(stop)).0.unwrap();
+                run_directory = RunDirectory::open(directory.path(), plan(&config)).unwrap();
+                let checkpoint = latest(&run_directory);
+                now = restored_on(common::tiny_model(2), &adapter, &run_directory, &checkpoint);
+                resume = Some(checkpoint);
+            }
+            run(&mut now, &config, &mut run_directory, resume, None).0.unwrap();
+            outcomes.push(outcome(directory.path(), &config));
+        }
+        let without = uninterrupted(method, &settings());
+        assert_ne!(outcomes[0].metrics, without.metrics, "{method}: nothing is dropped");
+        assert_eq!(outcomes[1], outcomes[0], "{method}");
+        assert_eq!(outcomes[2], outcomes[0], "{method}, blocks run again");
     }
 }
 
@@ -153,7 +185,7 @@ fn other_data_another_base_or_other_bases_are_refused() {
     let model = common::tiny_model(1);
     let examples = common::tiny_examples(6);
     let mut smaller =
-        lora_sb_tune::Tuned::adapt(model, &common::config(Method::LoraSb), &examples, &mut |_| ()).unwrap();
+        lora_sb_tune::Tuned::adapt(model, &adapter(Method::LoraSb), &examples, &mut |_| ()).unwrap();
     let found: Vec<String> = changed(&mut smaller, &data());
     assert_eq!(found, ["base model", "frozen tensors"]);
 }

@@ -6,7 +6,7 @@ mod training;
 use std::sync::atomic::AtomicBool;
 
 use lora_sb_kernels::Tensor;
-use lora_sb_model::Parameter;
+use lora_sb_model::{Norm, Parameter};
 use lora_sb_tune::eval::held_out_loss;
 use lora_sb_tune::export::native;
 use lora_sb_tune::optim::Scheduler;
@@ -99,21 +99,20 @@ fn the_loss_falls() {
 
 #[test]
 fn the_best_checkpoint_and_the_newest_are_kept() {
-    // Tested on what it learns, at a learning rate that is far too high: it falls, and then it jumps about.
+    // The held-out loss falls as far as all examples are alike, and rises as those trained on are learnt by heart.
     let config = TrainConfig {
-        learning_rate: 0.3,
+        learning_rate: 0.1,
         lr_scheduler_type: Scheduler::Constant,
         eval_steps: 1,
         save_steps: 1,
         save_total_limit: Some(2),
-        num_train_epochs: 4.0,
+        num_train_epochs: 8.0,
         ..settings()
     };
     let directory = tempfile::tempdir().unwrap();
     let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
     let mut now = tuned(Method::Lora);
-    let mut data = data();
-    data.validation = data.train[..3].to_vec();
+    let data = data();
     let (mut recorder, clock, stop) = (Recorder::default(), FakeClock::default(), AtomicBool::new(false));
     let summary =
         train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, &stop).unwrap();
@@ -128,14 +127,14 @@ fn the_best_checkpoint_and_the_newest_are_kept() {
     let lowest = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     let best = summary.best.unwrap();
     assert_eq!((best.step, best.eval_loss), *lowest);
-    assert!((1..11).contains(&best.step), "the test needs a best that is not among the newest: {losses:?}");
+    assert!((1..23).contains(&best.step), "the test needs a best that is not among the newest: {losses:?}");
 
     let mut kept: Vec<_> = std::fs::read_dir(directory.path().join("checkpoints"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     kept.sort();
-    let mut expected = [best.step, 11, 12].map(|step| format!("step-{step}"));
+    let mut expected = [best.step, 23, 24].map(|step| format!("step-{step}"));
     expected.sort();
     assert_eq!(kept, expected);
 
@@ -217,7 +216,7 @@ fn a_gradient_that_is_not_finite_stops_with_its_micro_batch() {
     let config = settings();
     let mut now = tuned(Method::Lora);
     let kernels = training::kernels(&now);
-    let gain = now.model.weight_mut(Parameter::FinalNorm).unwrap();
+    let gain = now.model.weight_mut(Parameter::Gain(Norm::Final)).unwrap();
     kernels.fill(1e20, gain).unwrap();
     let huge = |name: &str, value: &mut Tensor, _: &mut Tensor| {
         if name.ends_with("lora_A") { Ok(kernels.fill(1e30, value)?) } else { Ok(()) }

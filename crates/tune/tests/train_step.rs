@@ -4,13 +4,15 @@ mod common;
 mod training;
 
 use lora_sb_data::Example;
+use lora_sb_kernels::Tensor;
 use lora_sb_model::Recompute;
-use lora_sb_tune::Method;
 use lora_sb_tune::eval::held_out_loss;
 use lora_sb_tune::optim::{AdamW, global_norm};
 use lora_sb_tune::train::gradients_of_step;
+use lora_sb_tune::{Method, TrainConfig, Tuned};
 
 use common::{assert_near, gradients, rounding, tiny_tuned};
+use training::micro_batches;
 
 #[test]
 fn any_split_into_micro_batches_gives_the_same_loss_and_gradient() {
@@ -19,13 +21,14 @@ fn any_split_into_micro_batches_gives_the_same_loss_and_gradient() {
     let tokens: usize = examples.iter().map(|example| example.ids.len()).sum();
     for method in Method::ALL {
         let mut tuned = tiny_tuned(method);
-        let whole = gradients_of_step(&mut tuned, &examples, 8, Recompute::None).unwrap();
+        let whole = gradients_of_step(&mut tuned, &examples, &micro_batches(8, Recompute::None)).unwrap();
         let expected = gradients(&mut tuned);
         assert_eq!(whole.tokens, tokens);
         for (micro_batch, recompute) in
             [(4, Recompute::None), (2, Recompute::Block), (1, Recompute::None), (3, Recompute::Block)]
         {
-            let split = gradients_of_step(&mut tuned, &examples, micro_batch, recompute).unwrap();
+            let split =
+                gradients_of_step(&mut tuned, &examples, &micro_batches(micro_batch, recompute)).unwrap();
             assert!(
                 (split.loss / whole.loss - 1.0).abs() < rounding(tokens),
                 "{method}: {split:?} {whole:?}"
@@ -63,8 +66,8 @@ fn the_loss_of_a_step_is_the_mean_over_its_tokens() {
         assert_eq!(together.weight(), count);
         assert!((together.value().unwrap() / mean - 1.0).abs() < rounding(count as usize));
     }
-    let step =
-        gradients_of_step(&mut tuned, &examples.iter().collect::<Vec<_>>(), 2, Recompute::None).unwrap();
+    let examples: Vec<&Example> = examples.iter().collect();
+    let step = gradients_of_step(&mut tuned, &examples, &micro_batches(2, Recompute::None)).unwrap();
     assert!((step.loss / mean - 1.0).abs() < rounding(count as usize), "{} {mean}", step.loss);
 }
 
@@ -77,7 +80,7 @@ fn a_scaled_step_is_the_step_of_the_scaled_gradient() {
     let step = |before: f32, scale: f64| {
         let mut tuned = tiny_tuned(Method::LoraSb);
         let mut optimizer = AdamW::new(&mut tuned).unwrap();
-        gradients_of_step(&mut tuned, &examples, 4, Recompute::None).unwrap();
+        gradients_of_step(&mut tuned, &examples, &micro_batches(4, Recompute::None)).unwrap();
         let kernels = training::kernels(&tuned);
         let halve =
             &mut |_: &str, _: &mut lora_sb_kernels::Tensor, gradient: &mut lora_sb_kernels::Tensor| {
@@ -118,5 +121,38 @@ fn norms_are_not_decayed() {
         let factor = if axes > 1 { 0.95 } else { 1.0 };
         let expected: Vec<f32> = before.iter().map(|value| value * factor).collect();
         assert_near(&name, &after, &expected, 4.0 * f64::from(f32::EPSILON));
+    }
+}
+
+/// LoRA+ moves B by the ratio times what A's learning rate would move it, and leaves A's steps alone.
+#[test]
+fn the_ratio_of_loraplus_is_bs_alone() {
+    let examples = training::examples(3, 29, 6);
+    let examples: Vec<&Example> = examples.iter().collect();
+    let moved = |method: Method, ratio: Option<f64>| {
+        let config = TrainConfig { loraplus_lr_ratio: ratio, weight_decay: 0.0, ..training::settings() };
+        let mut tuned = tiny_tuned(method);
+        let values = |tuned: &Tuned| -> Vec<(String, Vec<f32>)> {
+            let read =
+                |(name, tensor): (String, &Tensor)| (name, tuned.model.kernels().to_f32(tensor).unwrap());
+            tuned.trained_tensors().into_iter().map(read).collect()
+        };
+        let before = values(&tuned);
+        let mut optimizer = AdamW::new(&mut tuned).unwrap();
+        gradients_of_step(&mut tuned, &examples, &micro_batches(3, Recompute::None)).unwrap();
+        optimizer.step(&mut tuned, &config, 1e-3, 1.0).unwrap();
+        let pairs = before.into_iter().zip(values(&tuned));
+        let difference = |((name, before), (_, after)): ((String, Vec<f32>), (String, Vec<f32>))| {
+            (name, after.iter().zip(before).map(|(after, before)| after - before).collect::<Vec<f32>>())
+        };
+        pairs.map(difference).collect::<Vec<_>>()
+    };
+    for method in [Method::Lora, Method::Dora, Method::Pissa] {
+        for ((name, plain), (_, ratio)) in moved(method, None).iter().zip(&moved(method, Some(16.0))) {
+            let factor = if name.ends_with("lora_B") { 16.0 } else { 1.0 };
+            let expected: Vec<f32> = plain.iter().map(|step| step * factor).collect();
+            // A step is the difference of two values, each of which is rounded.
+            assert_near(&format!("{method} {name}"), ratio, &expected, 1e-3);
+        }
     }
 }

@@ -21,7 +21,9 @@ pub(crate) fn run(arguments: &ExportArgs) -> Result<ExitCode> {
         ))
         .hint("its model directory is loaded by other tools as it is; `lora-sb merge` changes its type"));
     };
-    peft::export(&arguments.out, tuned, &base.name(), arguments.dtype)?;
+    let options = peft::Options { dtype: arguments.dtype, pad_rank: arguments.pad_rank };
+    let warnings = peft::export(&arguments.out, tuned, &base.name(), &options)?;
+    warnings.iter().for_each(|warning| display::warn(warning));
     display::line(&format!("wrote a {} adapter to {}", arguments.format, arguments.out.display()));
     if base == Base::BuiltIn {
         display::line(

@@ -7,27 +7,31 @@ use std::process::ExitCode;
 
 use lora_sb_data::Tokenizer;
 use lora_sb_kernels::{Generator, Stream};
-use lora_sb_model::{Generation, Sampling, generate};
+use lora_sb_model::{Generation, Sampling, Task, generate};
 use serde_json::json;
 
 use crate::args::GenerateArgs;
 use crate::directory::{self, Loaded, Opened};
 use crate::display;
 use crate::failure::{Failure, Result};
-use crate::text::{TokenStream, prompt_ids};
-
-/// Prompts that advance together.
-const BATCH: usize = 16;
+use crate::text::{Continuation, prompt_ids};
 
 /// Runs the command.
 pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
     let sampling = sampling(arguments)?;
+    check(arguments)?;
     let prompts = match (&arguments.prompt, &arguments.prompts) {
         (Some(prompt), _) => vec![prompt.clone()],
         (None, Some(file)) => read_prompts(file)?,
         (None, None) => Vec::new(),
     };
     let Opened { mut loaded, base, .. } = directory::open(&arguments.source, arguments.adapter.as_deref())?;
+    let config = loaded.model().config();
+    if config.task != Task::LanguageModel {
+        let family = config.family.model_type();
+        return Err(Failure::usage(format!("a {family} model classifies texts and writes none"))
+            .hint("`lora-sb predict` says the class of a text; to write text take a decoder"));
+    }
     let tokenizer = base.tokenizer()?;
     let ids = prompts.iter().map(|prompt| prompt_ids(&tokenizer, loaded.model(), prompt));
     let ids: Vec<Vec<u32>> = ids.collect::<Result<_>>()?;
@@ -39,72 +43,84 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
     loaded.model_mut().prepare(longest)?;
     let stop = tokenizer.stop_tokens().to_vec();
     let options = Generation { max_new_tokens: arguments.max_new_tokens, sampling, stop };
+    let writer = Writer { loaded: &loaded, tokenizer: &tokenizer, options: &options, arguments };
     match &arguments.prompt {
-        Some(prompt) => stream(&loaded, &tokenizer, prompt, &ids[0], &options, arguments.seed)?,
-        None => write_lines(&loaded, &tokenizer, &prompts, &ids, &options, arguments.seed)?,
+        Some(prompt) => writer.stream(prompt, &ids[0])?,
+        None => writer.lines(&prompts, &ids)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// One prompt, its continuation written as it comes.
-fn stream(
-    loaded: &Loaded,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    ids: &[u32],
-    options: &Generation,
-    seed: u64,
-) -> Result<()> {
-    let terminal = std::io::stdout().is_terminal();
-    // A file gets the text as it is, a terminal without what it would take for commands. A reader that has gone
-    // away does not want the rest; neither is it an error.
-    let write = |text: &str| {
-        let mut out = std::io::stdout();
-        let text = if terminal { Cow::Owned(display::printable(text)) } else { Cow::Borrowed(text) };
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    };
-    let dim = display::DIM;
-    let _ = write!(anstream::stdout(), "{dim}{prompt}{dim:#}");
-    let mut pieces = TokenStream::after(tokenizer, ids);
-    let mut failed = None;
-    let mut generator = Generator::new(seed, Stream::Sampling, 0);
-    let mut on_token = |_, id| match pieces.push(id) {
-        Ok(text) => write(&text),
-        Err(error) => failed = Some(error),
-    };
-    generate(loaded.model(), loaded.hook(), &[ids.to_vec()], options, &mut generator, &mut on_token)?;
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    write(&pieces.finish()?);
-    write("\n");
-    Ok(())
+/// What continues prompts, and how.
+struct Writer<'a> {
+    loaded: &'a Loaded,
+    tokenizer: &'a Tokenizer,
+    options: &'a Generation,
+    arguments: &'a GenerateArgs,
 }
 
-/// Many prompts, a JSON line each.
-fn write_lines(
-    loaded: &Loaded,
-    tokenizer: &Tokenizer,
-    prompts: &[String],
-    ids: &[Vec<u32>],
-    options: &Generation,
-    seed: u64,
-) -> Result<()> {
-    for (batch, (prompts, ids)) in prompts.chunks(BATCH).zip(ids.chunks(BATCH)).enumerate() {
-        let mut generator = Generator::new(seed, Stream::Sampling, batch as u64);
-        let (model, hook) = (loaded.model(), loaded.hook());
-        let new = generate(model, hook, ids, options, &mut generator, &mut |_, _| {})?;
-        for ((prompt, ids), new) in prompts.iter().zip(ids).zip(&new) {
-            let mut stream = TokenStream::after(tokenizer, ids);
-            let mut completion = String::new();
-            for &id in new {
-                completion.push_str(&stream.push(id)?);
-            }
-            completion.push_str(&stream.finish()?);
-            display::line(&json!({ "prompt": prompt, "completion": completion }).to_string());
-        }
+impl Writer<'_> {
+    /// One prompt, its continuation written as it comes.
+    fn stream(&self, prompt: &str, ids: &[u32]) -> Result<()> {
+        let terminal = std::io::stdout().is_terminal();
+        // A file gets the text as it is, a terminal without what it would take for commands. A reader that has gone
+        // away does not want the rest; neither is it an error.
+        let write = |text: &str| {
+            let mut out = std::io::stdout();
+            let text = if terminal { Cow::Owned(display::printable(text)) } else { Cow::Borrowed(text) };
+            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        };
+        let dim = display::DIM;
+        let _ = write!(anstream::stdout(), "{dim}{prompt}{dim:#}");
+        let mut growing = Continuation::after(self.tokenizer, ids, &self.arguments.stop);
+        let mut generator = Generator::new(self.arguments.seed, Stream::Sampling, 0);
+        let mut on_token = |_, id| {
+            let (text, next) = growing.push(id);
+            write(&text);
+            next
+        };
+        let (model, hook) = (self.loaded.model(), self.loaded.hook());
+        generate(model, hook, &[ids.to_vec()], self.options, &mut generator, &mut on_token)?;
+        write(&growing.finish()?);
+        write("\n");
+        Ok(())
     }
-    Ok(())
+
+    /// Many prompts, a JSON line each.
+    fn lines(&self, prompts: &[String], ids: &[Vec<u32>]) -> Result<()> {
+        let size = self.arguments.batch_size;
+        let (model, hook) = (self.loaded.model(), self.loaded.hook());
+        for (batch, (prompts, ids)) in prompts.chunks(size).zip(ids.chunks(size)).enumerate() {
+            let mut generator = Generator::new(self.arguments.seed, Stream::Sampling, batch as u64);
+            let begun = |ids: &Vec<u32>| Continuation::after(self.tokenizer, ids, &self.arguments.stop);
+            let mut growing: Vec<(Continuation<'_>, String)> =
+                ids.iter().map(|ids| (begun(ids), String::new())).collect();
+            let mut on_token = |index: usize, id| {
+                let (continuation, text) = &mut growing[index];
+                let (piece, next) = continuation.push(id);
+                text.push_str(&piece);
+                next
+            };
+            generate(model, hook, ids, self.options, &mut generator, &mut on_token)?;
+            for (prompt, (continuation, mut completion)) in prompts.iter().zip(growing) {
+                completion.push_str(&continuation.finish()?);
+                display::line(&json!({ "prompt": prompt, "completion": completion }).to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(arguments: &GenerateArgs) -> Result<()> {
+    if arguments.batch_size == 0 {
+        return Err(Failure::usage("--batch-size: expected at least 1, found 0")
+            .hint("leave it out for 16 prompts at a time"));
+    }
+    match arguments.stop.iter().any(String::is_empty) {
+        false => Ok(()),
+        true => Err(Failure::usage("--stop: an empty text stands everywhere")
+            .hint("give the text that is to end the continuation, in quotes")),
+    }
 }
 
 fn sampling(arguments: &GenerateArgs) -> Result<Sampling> {

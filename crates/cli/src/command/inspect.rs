@@ -1,19 +1,22 @@
 //! `inspect`: what is in a directory, and whether it is whole.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
 use lora_sb_data::thousands;
-use lora_sb_model::{Storage, WeightFile};
+use lora_sb_model::{Storage, Task, WeightFile};
 use lora_sb_tune::export::native;
+use lora_sb_tune::method::Kind as MethodKind;
 use lora_sb_tune::run::{Checkpoint, Metric, RunDirectory};
 use serde_json::{Map, Value, json};
 
-use crate::args::InspectArgs;
-use crate::base::{self, Base};
-use crate::directory::Kind;
+use crate::args::{InspectArgs, ModelArgs};
+use crate::base::{self, Base, Reading};
+use crate::directory::{self, Kind, Loaded};
 use crate::display::{self, bytes};
 use crate::failure::{Failure, Result};
+use crate::resolve::longest_text;
 
 /// Facts by their names, in the order they are shown.
 type Facts = Map<String, Value>;
@@ -77,15 +80,16 @@ fn facts(fields: Value) -> Facts {
 /// Loading it checks every tensor's name, shape and place.
 fn model(dir: &Path) -> Result<Facts> {
     let base = Base::Directory(dir.into());
-    let model = base.load(base::device(Some(1))?, Storage::Mapped)?;
+    let model = base.load(base::device(Some(1))?, Storage::Mapped, &Reading::default())?;
     let config = model.config();
     let vocabulary = match dir.join("tokenizer.json").exists() {
         true => json!(base.tokenizer()?.vocab_size()),
         false => json!("no tokenizer.json"),
     };
-    Ok(facts(json!({
+    let mut found = facts(json!({
         "kind": "model",
         "family": config.family.model_type(),
+        "task": task(config.task),
         "parameters": config.parameter_count(),
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
@@ -95,12 +99,29 @@ fn model(dir: &Path) -> Result<Facts> {
         "vocabulary": config.vocab_size,
         "tokenizer": vocabulary,
         "tied embeddings": config.tie_word_embeddings,
-        "positions": config.max_position_embeddings,
+        "positions": longest_text(config),
+    }));
+    if config.task != Task::LanguageModel {
+        let head = config.parameters().into_iter().filter(|parameter| parameter.of_classification());
+        let size = |parameter| config.parameter_shape(parameter).iter().product::<usize>();
+        found.insert("head parameters".into(), json!(head.map(size).sum::<usize>()));
+        found.insert("labels".into(), json!(config.label_names().join(", ")));
+    }
+    found.extend(facts(json!({
         "files": weight_files(dir)?,
         "fingerprint": model.fingerprint()?,
         "warnings": model.warnings(),
         "whole": true,
-    })))
+    })));
+    Ok(found)
+}
+
+fn task(task: Task) -> String {
+    match task {
+        Task::LanguageModel => "language model".into(),
+        Task::Classification { labels } => format!("classification, {labels} classes"),
+        Task::Regression => "regression".into(),
+    }
 }
 
 fn adapter(dir: &Path) -> Result<Facts> {
@@ -111,26 +132,43 @@ fn adapter(dir: &Path) -> Result<Facts> {
         Base::Directory(dir) => dir.is_dir(),
         Base::BuiltIn => true,
     };
+    let mut told = facts(json!({
+        "kind": "adapter",
+        "method": settings.method.name(),
+        "rank": settings.rank,
+        "scale": settings.scale(),
+        "dropout": settings.lora_dropout,
+        "target modules": settings.target_modules.to_string(),
+        "seed": settings.seed,
+    }));
+    if settings.method.kind() == MethodKind::Latent {
+        told.insert("start".into(), json!(settings.init.bases.name()));
+    }
+    if !settings.modules_to_save.is_empty() {
+        told.insert("head modules".into(), json!(settings.modules_to_save.join(", ")));
+    }
     let checked = if found {
         // On its base every tensor is checked by name and shape.
-        native::load(dir, base.load(base::device(Some(1))?, Storage::Mapped)?)?;
+        let opened = directory::open(&ModelArgs { model: None, threads: Some(1) }, Some(dir))?;
+        if let Loaded::Tuned(tuned) = &opened.loaded {
+            told.insert("trained parameters".into(), json!(tuned.trained_parameters()));
+            if tuned.head_parameters() > 0 {
+                told.insert("of them the head's".into(), json!(tuned.head_parameters()));
+                told.insert("labels".into(), json!(tuned.model.config().label_names().join(", ")));
+            }
+        }
         "every tensor, on its base model"
     } else {
         "the file only: its base model is not there"
     };
-    Ok(facts(json!({
-        "kind": "adapter",
-        "method": settings.method.name(),
-        "rank": settings.rank,
-        "scale": settings.lora_alpha / settings.rank as f64,
-        "target modules": settings.target_modules.to_string(),
-        "seed": settings.seed,
+    told.extend(facts(json!({
         "base": manifest.base.name_or_path,
         "base fingerprint": manifest.base.fingerprint,
         "files": weight_files(dir)?,
         "checked": checked,
         "whole": true,
-    })))
+    })));
+    Ok(told)
 }
 
 fn peft(dir: &Path) -> Result<Facts> {
@@ -143,7 +181,11 @@ fn peft(dir: &Path) -> Result<Facts> {
         "type": config["peft_type"],
         "rank": config["r"],
         "lora_alpha": config["lora_alpha"],
+        "use_rslora": config["use_rslora"],
+        "use_dora": config["use_dora"],
+        "task": config["task_type"],
         "target modules": config["target_modules"],
+        "modules_to_save": config["modules_to_save"],
         "base": config["base_model_name_or_path"],
         "files": weight_files(dir)?,
         "whole": true,
@@ -158,6 +200,7 @@ fn checkpoint(dir: &Path) -> Result<Facts> {
         "step": state.step,
         "epoch": state.epoch,
         "tokens": state.tokens,
+        "score": state.last_eval.and_then(|eval| eval.score),
         "held-out loss": state.last_eval.map(|eval| eval.eval_loss),
         "lowest held-out loss": state.best.map(|best| json!({ "loss": best.eval_loss, "step": best.step })),
         "base fingerprint": state.base,
@@ -172,25 +215,36 @@ fn run_directory(dir: &Path) -> Result<Facts> {
     let run = RunDirectory::open(dir, plan.clone())?;
     let metrics = run.metrics()?;
     let steps = metrics.iter().filter(|metric| matches!(metric, Metric::Step { .. })).count();
-    let losses: Vec<f64> = metrics
+    let evaluations: Vec<(f64, &BTreeMap<String, f64>)> = metrics
         .iter()
         .filter_map(|metric| match metric {
-            Metric::Evaluation { eval_loss, .. } => Some(*eval_loss),
+            Metric::Evaluation { eval_loss, metrics, .. } => Some((*eval_loss, metrics)),
             Metric::Step { .. } => None,
         })
         .collect();
+    let (first, last) = (evaluations.first(), evaluations.last());
+    let scores = |(_, scores): &(f64, &BTreeMap<String, f64>)| {
+        let shown = scores.iter().map(|(name, score)| format!("{name} {score:.4}"));
+        shown.collect::<Vec<_>>().join(", ")
+    };
     let result = ["adapter", "model"].map(|name| dir.join(name)).into_iter().find(|path| path.exists());
-    Ok(facts(json!({
+    let mut told = facts(json!({
         "kind": "run",
         "steps": steps,
-        "held-out loss": losses.first().zip(losses.last())
-            .map(|(first, last)| format!("{first:.4} at first, {last:.4} at last")),
+        "held-out loss": first.zip(last)
+            .map(|((first, _), (last, _))| format!("{first:.4} at first, {last:.4} at last")),
+    }));
+    if let Some((first, last)) = first.zip(last).filter(|(_, (_, scores))| !scores.is_empty()) {
+        told.insert("scores".into(), json!(format!("{} at first; {} at last", scores(first), scores(last))));
+    }
+    told.extend(facts(json!({
         "result": result.map_or("none yet".into(), |path| path.display().to_string()),
         "checkpoints": checkpoints(dir)?,
         "plan": plan.values.iter()
             .map(|(name, found)| (name.clone(), json!({ "value": found.value, "source": found.source })))
             .collect::<Facts>(),
-    })))
+    })));
+    Ok(told)
 }
 
 /// Each checkpoint's name with `whole`, or why it is not.

@@ -1,5 +1,6 @@
 //! `train`: a run from its first word to its last.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,19 +8,21 @@ use lora_sb_data::Example;
 use lora_sb_model::{Model, Storage};
 use lora_sb_tune::eval::loss_of;
 use lora_sb_tune::export::merge;
-use lora_sb_tune::run::{Checkpoint, RunDirectory};
+use lora_sb_tune::method::Kind;
+use lora_sb_tune::plan::estimates_gradient;
+use lora_sb_tune::run::{self, Checkpoint, RunDirectory};
 use lora_sb_tune::train::{Summary, train};
-use lora_sb_tune::{Method, Tuned};
+use lora_sb_tune::{AdapterConfig, Bases, Method, Tuned};
 
 use crate::args::SettingsArgs;
-use crate::base;
+use crate::base::{self, Reading};
 use crate::config_file::{Layer, Sources, merge as merge_layers};
 use crate::display;
 use crate::embedded;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::progress::{Progress, Shown, WallClock};
-use crate::report::{self, Forecast};
+use crate::report::{self, Forecast, HeldOut};
 use crate::resolve::{Resolved, output_dir, resolve, resumed_run};
 use crate::text;
 
@@ -100,18 +103,15 @@ struct Session {
 impl Session {
     /// Loads the model, checks what can be checked, makes or opens the directory, and says what will be done.
     fn open(resolved: Resolved, checkpoint: Option<&Checkpoint>, shown: Shown) -> Result<Self> {
-        let Resolved { base, train, adapter, plan, .. } = &resolved;
+        let Resolved { base, adapter, plan, .. } = &resolved;
         let process = report::memory_in_use();
         let kernels = base::device(Some(resolved.threads))?;
-        let mut model = match (resolved.random_weights, adapter.method) {
-            (true, _) => Model::random(resolved.model.clone(), kernels, train.seed)?,
-            (false, Method::Full) => base.load(kernels, Storage::Trainable)?,
-            (false, _) => base.load(kernels, Storage::Mapped)?,
-        };
+        let storage = if adapter.method == Method::Full { Storage::Trainable } else { Storage::Mapped };
+        let mut model = base.load(kernels, storage, &Reading::of_plan(plan))?;
         for warning in resolved.warnings.iter().chain(model.warnings()) {
             display::warn(warning);
         }
-        let sites = resolved.sites(&model)?;
+        let sites = resolved.sites()?;
         let forecast = Forecast::new(&resolved, &sites, report::element_size(&model), process)?;
         if let Some(prompt) = &resolved.sample_prompt {
             let tokens = text::prompt_ids(&resolved.tokenizer, &model, prompt)?.len();
@@ -122,7 +122,7 @@ impl Session {
             Some(_) => RunDirectory::open(&resolved.output_dir, plan.clone())
                 .map_err(|error| Failure::from(error).hint(CHANGED_PLAN))?,
         };
-        let progress = Progress::new(shown, train.logging_steps);
+        let progress = Progress::new(shown, &resolved);
         if shown != Shown::Nothing {
             report::print_start(&resolved, &forecast);
             display::line("");
@@ -144,12 +144,13 @@ impl Session {
             let tensors = self.run.tensors(checkpoint, model.kernels().clone().as_ref())?;
             return Ok(Tuned::restore(model, adapter, tensors)?);
         }
-        let samples: Vec<Example> = adapter
-            .init
-            .select(data.train.len(), adapter.seed)
-            .into_iter()
-            .map(|index| data.train[index].clone())
-            .collect();
+        let samples: Vec<Example> = match estimates_gradient(adapter) {
+            true => adapter.init.select(data.train.len(), adapter.seed),
+            false => Vec::new(),
+        }
+        .into_iter()
+        .map(|index| data.train[index].clone())
+        .collect();
         let started = std::time::Instant::now();
         let progress = &mut self.progress;
         let tuned = Tuned::adapt(model, adapter, &samples, &mut |done| progress.init(done))?;
@@ -159,21 +160,23 @@ impl Session {
 
     fn tell_init(&self, tuned: &Tuned, samples: usize, seconds: f64) {
         let Some(report) = tuned.init_report() else { return };
-        let examples = display::count(samples, "example");
-        self.progress
-            .line(&format!("first update estimated on {examples} in {}", display::duration(seconds),));
+        if samples > 0 {
+            let what = if tuned.method() == Method::LoraGa { "gradient" } else { "update" };
+            let (examples, time) = (display::count(samples, "example"), display::duration(seconds));
+            self.progress.line(&format!("first {what} estimated on {examples} in {time}"));
+        }
         if let Some(first) = report.unconverged.first() {
             let modules = display::count(report.unconverged.len(), "module");
             display::warn(&format!("the factorisation of {modules} stopped early (the first: {first})"));
         }
     }
 
-    /// What the base model does. LoRA-SB starts a simulated step away from it, so what its training starts from
+    /// What the base model does. LoRA-SB starts a simulated step away from it, so that what its training starts from
     /// is not the base.
     fn before(&mut self) -> Result<Before> {
         let sample = self.sample()?;
         let Resolved { data, train, adapter, .. } = &self.resolved;
-        let Some(model) = self.model.as_mut().filter(|_| adapter.method == Method::LoraSb) else {
+        let Some(model) = self.model.as_mut().filter(|_| starts_elsewhere(adapter)) else {
             return Ok(Before { sample, loss: None });
         };
         let longest = data.validation.iter().map(|example| example.ids.len()).max().unwrap_or(0);
@@ -215,7 +218,8 @@ impl Session {
             return Ok(code);
         }
         display::line("");
-        report::print_end(summary, before.loss, &self.forecast, adapter.method, adapter.rank);
+        let held_out = HeldOut { loss: before.loss, metrics: self.first_metrics()? };
+        report::print_end(summary, &held_out, &self.forecast, &self.resolved);
         if let (Some(prompt), Some(before)) = (sample_prompt, before.sample) {
             let after = text::continuation(&tuned.model, tuned.hook(), tokenizer, prompt, train.seed)?;
             for (title, text) in [("Before", before), ("After", after)] {
@@ -226,6 +230,15 @@ impl Session {
         }
         self.tell_files(summary, result.as_deref());
         Ok(code)
+    }
+
+    /// The scores before the first step, which a resumed run has seen long ago.
+    fn first_metrics(&self) -> Result<BTreeMap<String, f64>> {
+        let first = self.run.metrics()?.into_iter().find_map(|line| match line {
+            run::Metric::Evaluation { metrics, .. } => Some(metrics),
+            run::Metric::Step { .. } => None,
+        });
+        Ok(first.unwrap_or_default())
     }
 
     fn tell_files(&self, summary: &Summary, result: Option<&Path>) {
@@ -249,11 +262,18 @@ impl Session {
                 "\nstopped after step {}; to go on: lora-sb train --resume {run}",
                 summary.step
             ));
+        } else if self.resolved.is_encoder() {
+            display::line(&format!("\nto try it: lora-sb predict --adapter {run} --text \"...\""));
         } else {
             let prompt = sample_prompt.as_deref().unwrap_or("...");
             display::line(&format!("\nto try it: lora-sb generate --adapter {run} --prompt {prompt:?}"));
         }
     }
+}
+
+/// Whether an adapter begins away from the base model.
+fn starts_elsewhere(adapter: &AdapterConfig) -> bool {
+    adapter.method.kind() == Kind::Latent && matches!(adapter.init.bases, Bases::Sb | Bases::SbGradient)
 }
 
 const CHANGED_PLAN: &str = "resume with the same settings (those that are not given are taken from the run), or start a \

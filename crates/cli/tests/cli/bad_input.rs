@@ -1,6 +1,6 @@
 //! What is wrong is said: exit code, the thing by its name, and how to mend it. Never a panic.
 
-use crate::common::{SMALL, Workshop};
+use crate::common::{SMALL, Workshop, replace};
 
 /// A run of the small settings on other data.
 fn train_on(shop: &Workshop, data: &str) -> crate::common::Run {
@@ -15,13 +15,6 @@ fn train_with_weights(change: impl FnOnce(&mut Vec<u8>)) -> crate::common::Run {
     change(&mut bytes);
     shop.write("model/model.safetensors", bytes);
     shop.train("run", "")
-}
-
-/// Replaces text in the header of a safetensors file by text of the same length.
-fn replace(bytes: &mut [u8], from: &str, to: &str) {
-    assert_eq!(from.len(), to.len());
-    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
-    bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
 }
 
 #[test]
@@ -160,7 +153,6 @@ fn arguments_and_recipes_that_make_no_sense() {
     shop.write("recipe.toml", "method = \"lora-bs\"\n");
     shop.train("run", "--config recipe.toml").failed(2, &["recipe.toml:1", "method", "lora-sb"]);
     shop.run("train --model model").failed(2, &["--data"]);
-    shop.train("run", "--random-weights").failed(2, &["--method full"]);
     shop.train("run", "--validation-data data.jsonl").failed(2, &["--val-set-size"]);
     shop.train("run", "--learning-rate -1").failed(1, &["learning_rate"]);
     shop.train("run", "--max-length 1").failed(1, &["max_length"]);

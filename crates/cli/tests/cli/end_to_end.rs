@@ -1,10 +1,6 @@
 //! The commands one after another on a tiny model: what one writes, the next reads.
 
-use crate::common::Workshop;
-
-fn json(text: &str) -> serde_json::Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
+use crate::common::{Workshop, json};
 
 #[test]
 fn train_then_generate_merge_export_inspect() {
@@ -50,21 +46,6 @@ fn train_then_generate_merge_export_inspect() {
     }
     assert_eq!(inspect("run")["plan"]["rank"]["source"], "command line");
     assert_eq!(inspect("run/adapter")["base fingerprint"], inspect("model")["fingerprint"]);
-}
-
-#[test]
-fn every_method_trains_and_its_result_is_used() {
-    let shop = Workshop::new();
-    for method in ["lora-sb", "lora-xs", "lora", "full"] {
-        shop.train(method, &format!("--method {method} --max-steps 2")).ok();
-        let generated =
-            shop.run(&format!("generate --adapter {method} --prompt sea --max-new-tokens 5 --seed 3")).ok();
-        assert!(generated.out.starts_with("sea"), "{}", generated.out);
-        shop.run(&format!("merge --adapter {method} --out merged-{method} --dtype bf16")).ok();
-        shop.run(&format!("inspect merged-{method}")).ok();
-    }
-    let refused = shop.run("export --adapter full --out none");
-    refused.failed(1, &["full fine-tuning has no adapter"]);
 }
 
 #[test]

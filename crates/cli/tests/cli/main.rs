@@ -2,10 +2,14 @@
 
 mod bad_input;
 mod common;
+mod encoder;
 mod end_to_end;
+mod generation;
 #[cfg(unix)]
 mod interruption;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod memory;
+mod methods;
 mod output;
 mod recipes;
+mod table;

@@ -36,6 +36,39 @@ pub(crate) fn tokenizer_with_bos(eos: bool) -> Tokenizer {
     Tokenizer::from_bytes(file.to_string().as_bytes(), Some(CONFIG)).unwrap()
 }
 
+/// A BERT tokenizer whose file asks for truncation at 12 tokens and padding to 20.
+pub(crate) fn wordpiece() -> Tokenizer {
+    Tokenizer::from_bytes(include_bytes!("../fixtures/wordpiece.json"), None).unwrap()
+}
+
+/// The wordpiece fixture with changes.
+pub(crate) fn wordpiece_with(changes: &[(&str, Value)]) -> Tokenizer {
+    let mut file: Value = serde_json::from_slice(include_bytes!("../fixtures/wordpiece.json")).unwrap();
+    for (key, value) in changes {
+        file[*key] = value.clone();
+    }
+    Tokenizer::from_bytes(file.to_string().as_bytes(), None).unwrap()
+}
+
+/// The byte-level fixture as a RoBERTa tokenizer.
+pub(crate) fn roberta() -> Tokenizer {
+    let mut file: Value = serde_json::from_slice(TOKENIZER).unwrap();
+    file["post_processor"] = json!({
+        "type": "RobertaProcessing",
+        "sep": ["<|end|>", 2],
+        "cls": ["<|begin|>", 1],
+        "trim_offsets": true,
+        "add_prefix_space": false,
+    });
+    Tokenizer::from_bytes(file.to_string().as_bytes(), Some(CONFIG)).unwrap()
+}
+
+pub(crate) fn gzip(text: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, text.as_ref()).unwrap();
+    encoder.finish().unwrap()
+}
+
 pub(crate) fn with_template(source: &str) -> Tokenizer {
     let mut tokenizer = tokenizer();
     tokenizer.set_chat_template(source, "test").unwrap();

@@ -8,4 +8,5 @@ mod operator;
 mod orthonormal;
 mod svd;
 
+pub use orthonormal::random_orthonormal;
 pub use svd::{SvdOptions, TruncatedSvd, truncated_svd};

@@ -26,6 +26,26 @@ pub(super) fn random_rows(
     kernels.from_f32(&values, &[count, width])
 }
 
+/// `count` orthonormal rows `[k, d]`, k <= d, in directions that no choice of axes prefers: an orthonormal basis of
+/// Gaussian rows, whose triangular factor has a positive diagonal (Mezzadri 2007, "How to generate random matrices
+/// from the classical compact groups").
+///
+/// # Errors
+/// [`Error::Value`] where there are more rows than columns.
+pub fn random_orthonormal(
+    kernels: &dyn Kernels,
+    count: usize,
+    width: usize,
+    generator: &mut Generator,
+) -> Result<Tensor> {
+    if count > width {
+        let message = format!("{count} rows of {width} elements cannot be orthonormal");
+        return Err(Error::Value { op: "random_orthonormal", message });
+    }
+    let rows = random_rows(kernels, count, width, generator)?;
+    orthonormalise(kernels, rows, generator)
+}
+
 /// An orthonormal basis of the rows of `x` `[k, d]`, k <= d, by Cholesky-QR repeated until it is one to the
 /// rounding of `f32` (Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015, "Roundoff error analysis of the
 /// CholeskyQR2 algorithm").

@@ -1,6 +1,7 @@
 //! Attention, forward and backward.
 
 use lora_sb_kernels::op::attention;
+use lora_sb_kernels::op::elementwise::naive::soft_capped;
 use lora_sb_kernels::{AttentionShape, Kernels, Mask, Segments};
 
 use crate::common::{Draw, EPS, close, devices, sum_error, widen};
@@ -26,24 +27,29 @@ fn cases() -> Vec<Case> {
     ];
     let all_heads: [Heads; 6] = [(2, 2, 8), (4, 1, 16), (3, 3, 40), (4, 1, 64), (2, 1, 128), (5, 5, 1)];
     let mut cases = Vec::new();
-    let mut add = |name: &str, (heads, kv_heads, head_size): Heads, mask, segments: &Segments| {
+    let mut add = |name: &str, (heads, kv_heads, head_size): Heads, mask, soft_cap, segments: &Segments| {
         let scale = (head_size as f32).powf(-0.5);
         cases.push(Case {
-            name: format!("{name}, H={heads} G={kv_heads} E={head_size}, {mask:?}"),
-            shape: AttentionShape { heads, kv_heads, head_size, scale, mask },
+            name: format!("{name}, H={heads} G={kv_heads} E={head_size}, {mask:?}, soft cap {soft_cap:?}"),
+            shape: AttentionShape { heads, kv_heads, head_size, scale, mask, soft_cap },
             segments: segments.clone(),
         });
     };
     for (name, segments) in &layouts {
         for mask in masks {
-            all_heads.into_iter().for_each(|heads| add(name, heads, mask, segments));
+            all_heads.into_iter().for_each(|heads| add(name, heads, mask, None, segments));
+            // The first cap bends most scores, the second hardly any.
+            for (heads, cap) in [((3, 3, 40), 0.8), ((4, 1, 16), 50.0), ((5, 5, 1), 2.0)] {
+                add(name, heads, mask, Some(cap), segments);
+            }
         }
     }
     for mask in [Mask::Full, Mask::Causal, Mask::Sliding { window: 1 }, Mask::Sliding { window: 130 }] {
-        add("length 300", (4, 2, 16), mask, &packed(&[300]));
+        add("length 300", (4, 2, 16), mask, None, &packed(&[300]));
+        add("length 300", (2, 1, 24), mask, Some(1.5), &packed(&[300]));
     }
-    add("no tokens", (2, 1, 8), Mask::Causal, &packed(&[]));
-    add("an empty segment", (2, 1, 8), Mask::Causal, &packed(&[3, 0, 5]));
+    add("no tokens", (2, 1, 8), Mask::Causal, None, &packed(&[]));
+    add("an empty segment", (2, 1, 8), Mask::Causal, Some(2.0), &packed(&[3, 0, 5]));
     cases
 }
 
@@ -90,10 +96,17 @@ impl Truth {
             outputs,
         );
         let sizes = Sizes::new(case, &wide, &o, &lse, &wide_d_o);
-        let score_error = sum_error(a.head_size) * sizes.largest_score;
+        // A cap's derivative is at most 1; its own roundings count against its result. The error of a score
+        // moves the derivative 1 - t^2 by a relative 2 |t| / cap of it.
+        let cap = a.soft_cap.map_or(f64::INFINITY, f64::from);
+        let bend = if cap.is_finite() { 8.0 * EPS * sizes.largest_score.min(cap) } else { 0.0 };
+        let score_error = sum_error(a.head_size) * sizes.largest_score + bend;
         let longest = case.segments.iter().map(|(_, keys)| keys.len()).max().unwrap_or(0) * a.group();
         // A probability: the errors of its score and of the log-sum-exp, then exp and the sums around it.
-        let error = 2.0 * score_error + 2.0 * sum_error(longest) + sum_error(a.head_size) + 8.0 * EPS;
+        let error = 2.0 * score_error * (1.0 + cap.recip())
+            + 2.0 * sum_error(longest)
+            + sum_error(a.head_size)
+            + 8.0 * EPS;
         Truth {
             inputs: [q, k, v],
             d_o,
@@ -166,8 +179,12 @@ impl Sizes {
                         let key = start..start + e;
                         let (dot, size) = products(&q[query.clone()], &k[key.clone()]);
                         sizes.largest_score = sizes.largest_score.max(scale * size);
-                        let p = (scale * dot - lse[t * a.heads + h]).exp();
-                        let ds = p * scale * (products(&d_o[query.clone()], &v[key.clone()]).1 + delta);
+                        let (score, slope) = soft_capped(a.soft_cap, scale * dot);
+                        let p = (score - lse[t * a.heads + h]).exp();
+                        // 1 - t^2 is off by up to 8 EPS however small it is; 3 errors are more than 64 EPS.
+                        let slope = if a.soft_cap.is_some() { slope + 0.125 } else { slope };
+                        let ds =
+                            p * slope * scale * (products(&d_o[query.clone()], &v[key.clone()]).1 + delta);
                         for c in 0..e {
                             sizes.o[query.start + c] += p * v[start + c].abs();
                             sizes.gradients[0][query.start + c] += ds * k[start + c].abs();
@@ -194,10 +211,13 @@ fn attention_and_its_gradients() {
 #[test]
 fn large_scores_do_not_overflow() {
     for kernels in devices() {
-        let segments = Segments::packed([37, 3]);
-        let shape = AttentionShape { heads: 2, kv_heads: 1, head_size: 16, scale: 0.25, mask: Mask::Causal };
-        let case = Case { name: "large scores".into(), shape, segments };
-        Truth::new(&case, 100.0).check(&case, &*kernels);
+        for soft_cap in [None, Some(50.0)] {
+            let segments = Segments::packed([37, 3]);
+            let (heads, kv_heads, head_size, scale, mask) = (2, 1, 16, 0.25, Mask::Causal);
+            let shape = AttentionShape { heads, kv_heads, head_size, scale, mask, soft_cap };
+            let case = Case { name: format!("large scores, soft cap {soft_cap:?}"), shape, segments };
+            Truth::new(&case, 100.0).check(&case, &*kernels);
+        }
     }
 }
 
@@ -207,7 +227,8 @@ fn masked_keys_are_not_read() {
     for kernels in devices() {
         let (lengths, width) = ([19usize, 23], 16);
         let tokens: usize = lengths.iter().sum();
-        let shape = AttentionShape { heads: 2, kv_heads: 2, head_size: 8, scale: 0.5, mask: Mask::Causal };
+        let (mask, soft_cap) = (Mask::Causal, None);
+        let shape = AttentionShape { heads: 2, kv_heads: 2, head_size: 8, scale: 0.5, mask, soft_cap };
         let segments = Segments::packed(lengths);
         let mut draw = Draw::new(6);
         let [q, mut k, mut v] = [(); 3].map(|()| draw.normal(tokens * width));
@@ -220,8 +241,7 @@ fn masked_keys_are_not_read() {
             kernels.to_f32(&o).unwrap()
         };
         let before = run(&k, &v);
-        // The last key of the first segment: only its own query sees it. Its values are finite, since a tile
-        // may multiply masked values by 0.
+        // The last key of the first segment: only its own query sees it.
         k[18 * width..][..width].fill(1e30);
         v[18 * width..][..width].fill(1e30);
         let after = run(&k, &v);
@@ -232,5 +252,15 @@ fn masked_keys_are_not_read() {
         k[19 * width..].fill(f32::NAN);
         v[19 * width..].fill(f32::INFINITY);
         assert_eq!(run(&k, &v)[..19 * width], after[..19 * width], "the first segment");
+        // Inside the segment, too; there the sum is taken in another order.
+        for special in [f32::NAN, f32::INFINITY] {
+            k[18 * width..][..width].fill(special);
+            v[18 * width..][..width].fill(-special);
+            let found = run(&k, &v);
+            let largest = v[..18 * width].iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+            let (truth, magnitude) = (widen(&before[..18 * width]), vec![f64::from(largest); 18 * width]);
+            close(&format!("{special}"), &found[..18 * width], &truth, 2.0 * sum_error(18), &magnitude);
+            assert!(found[18 * width..][..width].iter().all(|o| o.is_nan()), "{special} where it is seen");
+        }
     }
 }

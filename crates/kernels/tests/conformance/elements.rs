@@ -1,7 +1,7 @@
 //! Operations on each element alone, and the reduction to one number.
 
-use lora_sb_kernels::op::{adamw, elementwise, gated_activation};
-use lora_sb_kernels::{Activation, AdamWStep};
+use lora_sb_kernels::AdamWStep;
+use lora_sb_kernels::op::{adamw, elementwise};
 
 use crate::common::{Draw, EPS, close, devices, magnitudes, widen};
 
@@ -51,55 +51,45 @@ fn scaled_sign_has_the_bits_of_the_specification() {
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
+#[test]
+fn scaling() {
+    for kernels in devices() {
+        for length in LENGTHS {
+            let mut values = Draw::new(length as u64).normal(length);
+            let mut x = kernels.from_f32(&values, &[length]).unwrap();
+            kernels.scale(-0.3, &mut x).unwrap();
+            elementwise::naive::scale(-0.3, &mut values);
+            assert_eq!(bits(&kernels.to_f32(&x).unwrap()), bits(&values), "{length}");
+        }
+    }
 }
 
 #[test]
-fn silu_and_its_gradient() {
+fn soft_caps() {
     for kernels in devices() {
-        for shape in [[0, 5], [1, 1], [1, 17], [3, 1009], [31, 1601]] {
-            let length = shape[0] * shape[1];
-            let mut draw = Draw::new(length as u64);
-            let [mut gate, up, dh] = [draw.normal(length), draw.normal(length), draw.normal(length)];
-            // Where exp(-gate) overflows, where it vanishes, and where 1 + exp(-gate) rounds to 1.
-            let special = [0.0, -0.0, 200.0, -200.0, 87.0, -88.0, -89.0, 17.0, -17.0];
-            gate.iter_mut().zip(special).for_each(|(gate, special)| *gate = special);
-            let tensor = |values: &[f32]| kernels.from_f32(values, &shape).unwrap();
-            let (mut gate_tensor, mut up_tensor, dh_tensor) = (tensor(&gate), tensor(&up), tensor(&dh));
-            let (gate, up, dh) = (widen(&gate), widen(&up), widen(&dh));
-
-            let mut truth = vec![f64::NAN; length];
-            gated_activation::naive::forward(Activation::Silu, &gate, &up, &mut truth);
-            let mut h = kernels.empty(&shape).unwrap();
-            kernels.gated_activation(Activation::Silu, &gate_tensor, &up_tensor, &mut h).unwrap();
-            // exp is off by 4 roundings, the sigmoid by 6, with two products behind it. Where exp overflows,
-            // the sigmoid is 0 and not the subnormal number that it should be.
-            let flushed = f64::from(f32::MIN_POSITIVE) / EPS;
-            let found = kernels.to_f32(&h).unwrap();
-            let size: Vec<f64> =
-                (0..length).map(|i| truth[i].abs() + flushed * (gate[i] * up[i]).abs()).collect();
-            close(&format!("silu of {shape:?}"), &found, &truth, 8.0 * EPS, &size);
-
-            let (mut dgate, mut dup) = (gate.clone(), up.clone());
-            gated_activation::naive::backward(Activation::Silu, &mut dgate, &mut dup, &dh);
-            kernels
-                .gated_activation_backward(Activation::Silu, &mut gate_tensor, &mut up_tensor, &dh_tensor)
-                .unwrap();
-            let found = kernels.to_f32(&up_tensor).unwrap();
-            let size: Vec<f64> =
-                (0..length).map(|i| dup[i].abs() + flushed * (gate[i] * dh[i]).abs()).collect();
-            close(&format!("dup of {shape:?}"), &found, &dup, 8.0 * EPS, &size);
-            // s (1 + z (1 - s)): each of the two terms, before one cancels the other. 1 - s has an absolute
-            // error of EPS where s is near 1.
-            let terms = (0..length).map(|i| {
-                let s = 1.0 / (1.0 + (-gate[i]).exp());
-                (dh[i] * up[i]).abs() * (s + flushed) * (1.0 + gate[i].abs())
-            });
-            let found = kernels.to_f32(&gate_tensor).unwrap();
-            close(&format!("dgate of {shape:?}"), &found, &dgate, 12.0 * EPS, &terms.collect::<Vec<_>>());
+        for length in LENGTHS {
+            for cap in [1e-3f32, 0.7, 30.0, 1e30] {
+                let mut values = Draw::new(length as u64).normal(length);
+                let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, 0.625 * cap];
+                values.iter_mut().zip(special).for_each(|(value, special)| *value = special);
+                let mut x = kernels.from_f32(&values, &[length]).unwrap();
+                kernels.soft_cap(cap, &mut x).unwrap();
+                let mut truth = widen(&values);
+                elementwise::naive::soft_cap(cap, &mut truth);
+                let (found, magnitude) = (kernels.to_f32(&x).unwrap(), magnitudes(&truth));
+                // 4 roundings of tanh, 2 of x / cap by the reciprocal, 1 of the product.
+                close(&format!("cap {cap} of {length}"), &found, &truth, 8.0 * EPS, &magnitude);
+                assert!(found.iter().all(|x| x.abs() <= cap), "nothing is larger than the cap {cap}");
+            }
         }
+        let mut x = kernels.from_f32(&[f32::NAN], &[1]).unwrap();
+        kernels.soft_cap(30.0, &mut x).unwrap();
+        assert!(kernels.to_f32(&x).unwrap()[0].is_nan(), "NaN is not capped");
     }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 #[test]

@@ -7,7 +7,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod activations;
 mod attention;
+mod channels;
+mod dropout;
 mod elements;
+mod losses;
+mod normalisation;
 mod products;
 mod rows;

@@ -1,7 +1,8 @@
 //! Products with weights: the linear layer and the loss under a vocabulary projection.
 
+use lora_sb_kernels::op::elementwise::naive::soft_capped;
 use lora_sb_kernels::op::{cross_entropy, linear};
-use lora_sb_kernels::{Accum, Kernels, Tensor};
+use lora_sb_kernels::{Accum, DType, Kernels, Tensor};
 
 use crate::common::{Draw, EPS, SOURCES, Source, close, devices, magnitudes, sum_error, weight, widen};
 
@@ -124,6 +125,7 @@ fn nan_and_infinity_reach_the_output() {
 
 /// The loss's operands, and by the specification its value, gradients and the errors allowed to them.
 struct Loss {
+    soft_cap: Option<f32>,
     x: Vec<f32>,
     labels: Vec<u32>,
     weights: Vec<f32>,
@@ -141,34 +143,70 @@ struct Loss {
 const DW_BEFORE: f32 = 0.25;
 
 impl Loss {
-    fn new((n, v, d): (usize, usize, usize), x: Vec<f32>, w: &[f64], draw: &mut Draw) -> Self {
+    fn new(
+        (n, v, d): (usize, usize, usize),
+        soft_cap: Option<f32>,
+        x: Vec<f32>,
+        w: &[f64],
+        draw: &mut Draw,
+    ) -> Self {
         let labels = draw.indices(n, v);
         let weights: Vec<f32> = (0..n).map(|i| [1.0, 0.0, 0.3][i % 3] / n as f32).collect();
         let (wide_x, wide_weights) = (widen(&x), widen(&weights));
         let (mut dx, mut dw) = (vec![f64::NAN; n * d], vec![f64::from(DW_BEFORE); v * d]);
-        let loss =
-            cross_entropy::naive::forward_backward(&wide_x, w, &labels, &wide_weights, &mut dx, &mut dw, d);
+        let loss = cross_entropy::naive::forward_backward(
+            &wide_x,
+            w,
+            &labels,
+            &wide_weights,
+            soft_cap,
+            &mut dx,
+            &mut dw,
+            d,
+        );
 
         // An error e of every logit moves a log-sum-exp by at most e and a probability by a factor exp(2 e).
         let mut sizes = vec![0.0; n * v];
         linear::naive::forward(&magnitudes(&wide_x), &magnitudes(w), 1.0, Accum::Replace, &mut sizes, d);
         let largest = sizes.iter().fold(0.0f64, |largest, &size| largest.max(size));
-        let logit_error = sum_error(d) * largest;
+        // A cap's derivative is at most 1; its own roundings count against its result. The error of a logit
+        // moves the derivative 1 - t^2 by a relative 2 |t| / cap of it.
+        let cap = soft_cap.map_or(f64::INFINITY, f64::from);
+        let bend = if cap.is_finite() { 8.0 * EPS * largest.min(cap) } else { 0.0 };
+        let logit_error = sum_error(d) * largest + bend;
         let row_error = 2.0 * logit_error + sum_error(v) + 4.0 * EPS * largest;
         let loss_error = wide_weights.iter().sum::<f64>() * row_error;
 
-        // |dz| = weight (softmax + [v = label]), the two terms before one cancels the other.
+        // |dz| = weight (softmax + [v = label]), the two terms before one cancels the other, behind the cap's
+        // derivative. That is off by up to 8 EPS however small it is; the error allowed is more than 32 EPS.
         let mut dz = vec![0.0; n * v];
         linear::naive::forward(&wide_x, w, 1.0, Accum::Replace, &mut dz, d);
+        let (capped, slopes): (Vec<f64>, Vec<f64>) = dz.iter().map(|&z| soft_capped(soft_cap, z)).unzip();
+        dz = capped;
         cross_entropy::naive::loss_and_gradient(&mut dz, &labels, &wide_weights, v);
         for (i, (&label, &weight)) in labels.iter().zip(&wide_weights).enumerate() {
             dz[i * v + label as usize] += 2.0 * weight;
         }
+        if soft_cap.is_some() {
+            dz.iter_mut().zip(slopes).for_each(|(dz, slope)| *dz *= slope + 0.25);
+        }
         let (mut dx_magnitude, mut dw_magnitude) = (vec![0.0; n * d], vec![f64::from(DW_BEFORE); v * d]);
         linear::naive::input_gradient(&dz, &magnitudes(w), 1.0, Accum::Replace, &mut dx_magnitude, d);
         linear::naive::weight_gradient(&dz, &magnitudes(&wide_x), 1.0, Accum::Add, &mut dw_magnitude, d);
-        let gradient_error = 2.0 * row_error + sum_error(v) + sum_error(n);
-        Loss { x, labels, weights, loss, loss_error, dx, dx_magnitude, dw, dw_magnitude, gradient_error }
+        let gradient_error = 2.0 * row_error + sum_error(v) + sum_error(n) + 2.0 * logit_error / cap;
+        Loss {
+            soft_cap,
+            x,
+            labels,
+            weights,
+            loss,
+            loss_error,
+            dx,
+            dx_magnitude,
+            dw,
+            dw_magnitude,
+            gradient_error,
+        }
     }
 
     fn check(&self, case: &str, kernels: &dyn Kernels, w: &Tensor, chunk_rows: usize, wanted: (bool, bool)) {
@@ -179,8 +217,9 @@ impl Loss {
         let mut dx = kernels.empty(&[n, d]).unwrap();
         let mut dw = kernels.from_f32(&vec![DW_BEFORE; w.len()], w.shape()).unwrap();
         let gradients = (wanted.0.then_some(&mut dx), wanted.1.then_some(&mut dw));
-        let loss =
-            kernels.cross_entropy(&x, w, &labels, &weights, chunk_rows, gradients.0, gradients.1).unwrap();
+        let loss = kernels
+            .cross_entropy(&x, w, &labels, &weights, self.soft_cap, chunk_rows, gradients.0, gradients.1)
+            .unwrap();
         let error = (loss - self.loss).abs();
         assert!(error <= self.loss_error, "{case}: {loss}, truth {}, allowed {}", self.loss, self.loss_error);
         if wanted.0 {
@@ -204,7 +243,7 @@ fn loss_and_its_gradients() {
             let (x, w) = (draw.normal(n * d), draw.normal(v * d));
             for source in [Source::Owned, SOURCES[2], SOURCES[3], SOURCES[5]] {
                 let (w_tensor, w) = weight(&*kernels, source, &w, &[v, d]);
-                let truth = Loss::new((n, v, d), x.clone(), &widen(&w), &mut Draw::new(8));
+                let truth = Loss::new((n, v, d), None, x.clone(), &widen(&w), &mut Draw::new(8));
                 for chunk_rows in [1, 7, 64, 1000] {
                     let case = format!("N={n} V={v} D={d} {source:?}, {chunk_rows} rows at a time");
                     truth.check(&case, &*kernels, &w_tensor, chunk_rows, (true, true));
@@ -219,14 +258,34 @@ fn loss_and_its_gradients() {
 }
 
 #[test]
+fn loss_of_capped_logits() {
+    for kernels in devices() {
+        for (n, v, d) in [(0, 5, 3), (1, 1, 1), (1, 2, 7), (5, 11_003, 17), (33, 97, 65), (67, 257, 31)] {
+            for cap in [1.5, 30.0] {
+                let mut draw = Draw::new((n * 10_000 + v * 10 + d) as u64);
+                let (x, w) = (draw.normal(n * d), draw.normal(v * d));
+                let (w_tensor, w) = weight(&*kernels, Source::File(DType::Bf16), &w, &[v, d]);
+                let truth = Loss::new((n, v, d), Some(cap), x, &widen(&w), &mut draw);
+                for (chunk_rows, wanted) in [(1, (true, true)), (7, (true, false)), (1000, (false, true))] {
+                    let case = format!("N={n} V={v} D={d}, cap {cap}, {chunk_rows} rows, {wanted:?}");
+                    truth.check(&case, &*kernels, &w_tensor, chunk_rows, wanted);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn loss_of_large_logits_does_not_overflow() {
     for kernels in devices() {
         let (n, v, d) = (3, 35, 5);
         let mut draw = Draw::new(3);
         let x: Vec<f32> = draw.normal(n * d).iter().map(|x| x * 300.0).collect();
         let (w_tensor, w) = weight(&*kernels, Source::Owned, &draw.normal(v * d), &[v, d]);
-        let truth = Loss::new((n, v, d), x, &widen(&w), &mut draw);
-        truth.check("large logits", &*kernels, &w_tensor, 2, (true, true));
+        for soft_cap in [None, Some(20.0)] {
+            let truth = Loss::new((n, v, d), soft_cap, x.clone(), &widen(&w), &mut draw);
+            truth.check(&format!("large, {soft_cap:?}"), &*kernels, &w_tensor, 2, (true, true));
+        }
     }
 }
 
@@ -237,6 +296,9 @@ fn a_nan_input_makes_the_loss_nan() {
         let w = kernels.from_f32(&Draw::new(4).normal(14), &[7, 2]).unwrap();
         let labels = kernels.from_u32(&[3, 6], &[2]).unwrap();
         let weights = kernels.from_f32(&[0.5, 0.5], &[2]).unwrap();
-        assert!(kernels.cross_entropy(&x, &w, &labels, &weights, 8, None, None).unwrap().is_nan());
+        for cap in [None, Some(30.0)] {
+            let loss = kernels.cross_entropy(&x, &w, &labels, &weights, cap, 8, None, None).unwrap();
+            assert!(loss.is_nan(), "{cap:?}");
+        }
     }
 }

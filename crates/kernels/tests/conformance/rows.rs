@@ -1,12 +1,12 @@
-//! Operations on whole rows: embedding, bias, normalisation, rotation, selection.
+//! Operations on whole rows and ranges of columns: embedding, bias, rotation, selection, copies.
 
-use lora_sb_kernels::op::{bias, embedding, rms_norm, rope, rows};
-use lora_sb_kernels::{Accum, RopeScaling, RopeTable};
+use lora_sb_kernels::op::{bias, columns, embedding, rope, rows};
+use lora_sb_kernels::{RopeScaling, RopeTable};
 
 use crate::common::{Draw, EPS, SOURCES, close, devices, magnitudes, sum_error, weight, widen};
 
 /// (T, D): no rows, one row, one column, less and more than a block of work, nothing that divides a tile.
-const SHAPES: [(usize, usize); 8] =
+pub(crate) const SHAPES: [(usize, usize); 8] =
     [(0, 3), (1, 1), (1, 517), (7, 1), (5, 33), (131, 257), (3, 20_011), (400, 64)];
 
 #[test]
@@ -62,113 +62,45 @@ fn bias_and_its_gradient() {
     }
 }
 
-#[test]
-fn rms_norm_and_its_gradients() {
-    for kernels in devices() {
-        for (t, d) in SHAPES {
-            for (source, accum) in SOURCES.into_iter().zip([Accum::Replace, Accum::Add].into_iter().cycle()) {
-                let case = format!("rms_norm T={t} D={d} {source:?} {accum:?}");
-                let (eps, mut draw) = (1e-5f32, Draw::new((t * 31 + d) as u64));
-                let [x, dy, gain] = [draw.normal(t * d), draw.normal(t * d), draw.normal(d)];
-                let (gain_tensor, gain) = weight(&*kernels, source, &gain, &[d]);
-                let x_tensor = kernels.from_f32(&x, &[t, d]).unwrap();
-                let dy_tensor = kernels.from_f32(&dy, &[t, d]).unwrap();
-                let (x, dy, gain) = (widen(&x), widen(&dy), widen(&gain));
-
-                let (mut y, mut rstd) = (vec![f64::NAN; t * d], vec![f64::NAN; t]);
-                rms_norm::naive::forward(&x, &gain, f64::from(eps), &mut y, &mut rstd);
-                let mut y_tensor = kernels.empty(&[t, d]).unwrap();
-                let mut rstd_tensor = kernels.empty(&[t]).unwrap();
-                kernels.rms_norm(&x_tensor, &gain_tensor, eps, &mut y_tensor, &mut rstd_tensor).unwrap();
-                close(&case, &kernels.to_f32(&y_tensor).unwrap(), &y, sum_error(d), &magnitudes(&y));
-                close(&case, &kernels.to_f32(&rstd_tensor).unwrap(), &rstd, sum_error(d), &rstd);
-
-                let before = match accum {
-                    Accum::Replace => f32::NAN,
-                    Accum::Add => 0.5,
-                };
-                let mut dx_tensor = kernels.from_f32(&vec![before; t * d], &[t, d]).unwrap();
-                let mut dgain_tensor = kernels.from_f32(&vec![2.0; d], &[d]).unwrap();
-                let dgain = Some(&mut dgain_tensor);
-                kernels
-                    .rms_norm_backward(
-                        &x_tensor,
-                        &gain_tensor,
-                        &rstd_tensor,
-                        &dy_tensor,
-                        accum,
-                        &mut dx_tensor,
-                        dgain,
-                    )
-                    .unwrap();
-                let mut dx = vec![f64::from(before); t * d];
-                let mut dgain = vec![2.0; d];
-                rms_norm::naive::backward(&x, &gain, &rstd, &dy, accum, &mut dx, Some(&mut dgain));
-                let (dx_size, dgain_size) = gradient_magnitudes(&x, &gain, &rstd, &dy);
-                let found = kernels.to_f32(&dx_tensor).unwrap();
-                close(&format!("{case}: dx"), &found, &dx, 3.0 * sum_error(d), &dx_size);
-                let found = kernels.to_f32(&dgain_tensor).unwrap();
-                close(&format!("{case}: dgain"), &found, &dgain, sum_error(d) + sum_error(t), &dgain_size);
-            }
-        }
-    }
-}
-
-/// The terms of dx (and the 0.5 it may start from) and of dgain (and its 2), without their signs.
-fn gradient_magnitudes(x: &[f64], gain: &[f64], rstd: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let d = gain.len();
-    let (mut dx, mut dgain) = (vec![0.5; x.len()], vec![2.0; d]);
-    for (t, &rstd) in rstd.iter().enumerate() {
-        let terms = |i: usize| (gain[i] * dy[t * d + i], x[t * d + i] * rstd);
-        let mean = (0..d).map(terms).map(|(g, n)| (g * n).abs()).sum::<f64>() / d as f64;
-        for i in 0..d {
-            let (g, n) = terms(i);
-            dx[t * d + i] += rstd * (g.abs() + n.abs() * mean);
-            dgain[i] += (dy[t * d + i] * n).abs();
-        }
-    }
-    (dx, dgain)
-}
-
-#[test]
-fn rms_norm_without_a_gain_gradient_gives_the_same_dx() {
-    for kernels in devices() {
-        let (t, d) = (37, 517);
-        let mut draw = Draw::new(5);
-        let mut tensor =
-            |shape: &[usize]| kernels.from_f32(&draw.normal(shape.iter().product()), shape).unwrap();
-        let (x, dy, gain, rstd) = (tensor(&[t, d]), tensor(&[t, d]), tensor(&[d]), tensor(&[t]));
-        let run = |dgain| {
-            let mut dx = kernels.empty(&[t, d]).unwrap();
-            kernels.rms_norm_backward(&x, &gain, &rstd, &dy, Accum::Replace, &mut dx, dgain).unwrap();
-            kernels.to_f32(&dx).unwrap()
-        };
-        let mut dgain = kernels.zeros(&[d]).unwrap();
-        assert_eq!(run(Some(&mut dgain)), run(None));
-    }
-}
+/// (T, H, E, U): whole heads, and heads of which a part turns.
+const ROTATIONS: [(usize, usize, usize, usize); 10] = [
+    (0, 1, 2, 2),
+    (1, 1, 2, 2),
+    (7, 3, 6, 6),
+    (5, 2, 40, 40),
+    (131, 4, 64, 64),
+    (13, 31, 66, 66),
+    (7, 3, 5, 2),
+    (3, 1, 80, 32),
+    (131, 4, 64, 48),
+    (13, 31, 67, 66),
+];
 
 #[test]
 fn rope_forward_and_back() {
     for kernels in devices() {
-        for (t, heads, head_size) in [(0, 1, 2), (1, 1, 2), (7, 3, 6), (5, 2, 40), (131, 4, 64), (13, 31, 66)]
-        {
-            let case = format!("rope T={t} H={heads} E={head_size}");
-            let (width, half, places) = (heads * head_size, head_size / 2, 301);
+        for (t, heads, head_size, rotary_size) in ROTATIONS {
+            let case = format!("rope T={t} H={heads} E={head_size} U={rotary_size}");
+            let (width, half, places) = (heads * head_size, rotary_size / 2, 301);
+            let sizes = (width, head_size, half);
             let mut draw = Draw::new((t * 31 + width) as u64);
             let (positions, values) = (draw.indices(t, places), draw.normal(t * width));
             let theta = 10_000.0f64;
-            let table = RopeTable::new(&*kernels, theta, &RopeScaling::Default, head_size, places).unwrap();
+            let scaling = RopeScaling::Default;
+            let table = RopeTable::new(&*kernels, theta, &scaling, head_size, rotary_size, places).unwrap();
             // The angles as the table's definition rounds them: frequency and product to f32.
             let angles = (0..places).flat_map(|p| {
-                let frequency = move |i: usize| theta.powf(-(2.0 * i as f64) / head_size as f64) as f32;
+                let frequency = move |i: usize| theta.powf(-(2.0 * i as f64) / rotary_size as f64) as f32;
                 (0..half).map(move |i| f64::from(p as f32 * frequency(i)))
             });
             let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(|angle| angle.sin_cos()).unzip();
             let positions_tensor = kernels.from_u32(&positions, &[t]).unwrap();
-            // A turn keeps a pair's length, which bounds each of its terms.
+            // A turn keeps a pair's length, which bounds each of its terms; what does not turn stays as it is.
             let pair = |i: usize| {
-                let (head, place) = (i / head_size * head_size, i % half);
+                if i % head_size >= rotary_size {
+                    return 0.0;
+                }
+                let (head, place) = (i / head_size * head_size, i % head_size % half);
                 let (re, im) = (f64::from(values[head + place]), f64::from(values[head + half + place]));
                 re.abs() + im.abs()
             };
@@ -176,13 +108,13 @@ fn rope_forward_and_back() {
             let mut x = kernels.from_f32(&values, &[t, width]).unwrap();
             kernels.rope(&table, &positions_tensor, &mut x).unwrap();
             let mut truth = widen(&values);
-            rope::naive::forward(&cos, &sin, &positions, &mut truth, width, half);
+            rope::naive::forward(&cos, &sin, &positions, &mut truth, sizes);
             close(&case, &kernels.to_f32(&x).unwrap(), &truth, 4.0 * EPS, &magnitude);
 
             let mut dx = kernels.from_f32(&values, &[t, width]).unwrap();
             kernels.rope_backward(&table, &positions_tensor, &mut dx).unwrap();
             let mut truth = widen(&values);
-            rope::naive::backward(&cos, &sin, &positions, &mut truth, width, half);
+            rope::naive::backward(&cos, &sin, &positions, &mut truth, sizes);
             close(&case, &kernels.to_f32(&dx).unwrap(), &truth, 4.0 * EPS, &magnitude);
 
             kernels.rope_backward(&table, &positions_tensor, &mut x).unwrap();
@@ -212,6 +144,51 @@ fn selected_rows_have_the_bits_of_the_specification() {
             let mut truth = vec![f32::NAN; t * d];
             rows::naive::scatter(&index, &dy, &mut truth, d);
             assert_eq!(kernels.to_f32(&dx).unwrap(), truth, "scatter {selected} to T={t}");
+        }
+    }
+}
+
+#[test]
+fn copied_rows_have_the_bits_of_the_specification() {
+    for kernels in devices() {
+        for (s, p, d, n) in
+            [(0, 3, 5, 0), (3, 0, 5, 0), (1, 1, 1, 1), (3, 7, 5, 7), (5, 131, 257, 100), (400, 401, 64, 399)]
+        {
+            let mut draw = Draw::new((s * 31 + p) as u64);
+            let (from, to) = (draw.indices(n, s), draw.distinct(n, p));
+            let (x, before) = (draw.normal(s * d), draw.normal(p * d));
+            let [from_tensor, to_tensor] = [&from, &to].map(|rows| kernels.from_u32(rows, &[n]).unwrap());
+            let mut y = kernels.from_f32(&before, &[p, d]).unwrap();
+            kernels
+                .copy_rows(&from_tensor, &kernels.from_f32(&x, &[s, d]).unwrap(), &to_tensor, &mut y)
+                .unwrap();
+            let mut truth = before;
+            rows::naive::copy(&from, &x, &to, &mut truth, d);
+            assert_eq!(kernels.to_f32(&y).unwrap(), truth, "{n} rows of S={s} to P={p}");
+        }
+    }
+}
+
+#[test]
+fn ranges_of_columns_have_the_bits_of_the_specification() {
+    for kernels in devices() {
+        for (t, whole) in SHAPES {
+            for (from, part) in [(0, whole), (0, 1), (whole - 1, 1), (whole / 3, whole / 2), (whole, 0)] {
+                let case = format!("columns {from}+{part} of T={t} W={whole}");
+                let mut draw = Draw::new((t * 31 + whole) as u64);
+                let (x, y) = (draw.normal(t * whole), draw.normal(t * part));
+                let mut x_tensor = kernels.from_f32(&x, &[t, whole]).unwrap();
+                let mut taken = kernels.empty(&[t, part]).unwrap();
+                kernels.take_columns(&x_tensor, from, &mut taken).unwrap();
+                kernels.put_columns(&kernels.from_f32(&y, &[t, part]).unwrap(), from, &mut x_tensor).unwrap();
+                let (mut taken_true, mut put_true) = (vec![f32::NAN; t * part], x.clone());
+                if part > 0 {
+                    columns::naive::take(&x, from, &mut taken_true, whole, part);
+                    columns::naive::put(&y, from, &mut put_true, whole, part);
+                }
+                assert_eq!(kernels.to_f32(&taken).unwrap(), taken_true, "take {case}");
+                assert_eq!(kernels.to_f32(&x_tensor).unwrap(), put_true, "put {case}");
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use crate::{Error, Result};
 
 /// The keys of one object of the file.
+#[derive(Clone)]
 pub(crate) struct Fields {
     file: String,
     /// The object's own path, with its last dot; empty at the top.
@@ -69,6 +70,16 @@ impl Fields {
         }
     }
 
+    /// A value by `read`, or `default` where the key is absent: a key that is there as `null` means none.
+    pub(crate) fn or_default<T>(
+        &self,
+        key: &str,
+        default: Option<T>,
+        read: impl Fn(&Fields, &str) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        if self.map.contains_key(key) { read(self, key) } else { Ok(default) }
+    }
+
     /// An object within this one.
     pub(crate) fn inner(&self, key: &str) -> Result<Option<Fields>> {
         let map = self.typed(key, "an object", Value::as_object)?;
@@ -110,18 +121,32 @@ impl Fields {
         self.typed(key, "true or false", Value::as_bool)
     }
 
-    /// A token id, or none where the file says null or a negative number.
-    pub(crate) fn token(&self, key: &str) -> Option<u32> {
-        self.get(key)?.as_u64().and_then(|id| u32::try_from(id).ok())
+    /// The keys of one object that stand for labels: `"0"` to `"n-1"`, in this order, with their texts.
+    pub(crate) fn numbered_texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+        self.typed(key, "an object with the keys \"0\", \"1\" and so on and a text for each", |value| {
+            let map = value.as_object()?;
+            let text = |i: usize| map.get(&i.to_string())?.as_str().map(String::from);
+            (0..map.len()).map(text).collect()
+        })
     }
 
-    /// One token id or a list of them.
-    pub(crate) fn tokens(&self, key: &str) -> Vec<u32> {
-        match self.get(key) {
-            Some(Value::Array(ids)) => {
-                ids.iter().filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok())).collect()
-            }
-            _ => self.token(key).into_iter().collect(),
+    /// A token id: `default` where the key is absent, none where the file says null or a negative number.
+    pub(crate) fn token(&self, key: &str, default: Option<u32>) -> Option<u32> {
+        match self.map.get(key) {
+            None => default,
+            Some(value) => token(value),
         }
     }
+
+    /// One token id or a list of them; `default` where the key is absent.
+    pub(crate) fn tokens(&self, key: &str, default: Option<u32>) -> Vec<u32> {
+        match self.map.get(key) {
+            Some(Value::Array(ids)) => ids.iter().filter_map(token).collect(),
+            _ => self.token(key, default).into_iter().collect(),
+        }
+    }
+}
+
+fn token(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
 }

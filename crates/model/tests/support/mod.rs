@@ -1,11 +1,16 @@
 //! Small models and packed sequences of unkind sizes.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub(crate) mod families;
+pub(crate) mod golden;
+pub(crate) mod padded;
+pub(crate) mod published;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lora_sb_kernels::{Cpu, Generator, Kernels, Stream, Tensor};
-use lora_sb_model::{Batch, Config, Model, Parameter, Sequence};
+use lora_sb_model::{Batch, Config, Model, Parameter, Sequence, Storage, Target, Task};
 use serde_json::{Map, Value, json};
 
 pub(crate) fn cpu() -> Arc<dyn Kernels> {
@@ -31,7 +36,7 @@ pub(crate) fn config(changes: Value) -> Config {
 }
 
 pub(crate) fn model(changes: Value) -> Model {
-    Model::random(config(changes), cpu(), 11).unwrap()
+    Model::random(config(changes), cpu(), 11, Storage::Trainable).unwrap()
 }
 
 /// The message of the error that reading this configuration gives.
@@ -54,11 +59,30 @@ impl Texts {
 
     pub(crate) fn sequences(&self) -> Vec<Sequence<'_>> {
         let pairs = self.ids.iter().zip(&self.trained);
-        pairs.map(|(ids, trained)| Sequence { ids, trained, weight: 0.125 }).collect()
+        pairs.map(|(ids, trained)| Sequence::text(ids, trained, 0.125)).collect()
+    }
+
+    /// The same sequences with what the model is to predict of them; where it knows two types of tokens, the last
+    /// one has two texts.
+    pub(crate) fn sequences_for(&self, model: &Model) -> Vec<Sequence<'_>> {
+        let mut sequences = self.sequences();
+        for (index, sequence) in sequences.iter_mut().enumerate() {
+            match model.config().task {
+                Task::LanguageModel => {}
+                Task::Classification { labels } => {
+                    sequence.target = Target::Class((2 * index % labels) as u32)
+                }
+                Task::Regression => sequence.target = Target::Value(index as f32 - 0.7),
+            }
+        }
+        if model.config().type_vocab_size > 1 {
+            sequences[2].second = Some(3);
+        }
+        sequences
     }
 
     pub(crate) fn batch(&self, model: &Model) -> Batch {
-        Batch::pack(&**model.kernels(), &self.sequences()).unwrap()
+        Batch::pack(&**model.kernels(), &self.sequences_for(model)).unwrap()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The r x r family, LoRA-SB and LoRA-XS: `W = W0 + s B R A`.
 //!
 //! `A [r, in]` and `B [out, r]` are frozen and only `R [r, r]` is trained; the two methods differ in where the
-//! three start, which is [`init`](crate::init)'s business. Trained: r^2 values a site. Kept for backward: the
+//! three start, which is [`method`](crate::method)'s business. Trained: r^2 values a site. Kept for backward: the
 //! `[T, r]` product `u`, and nothing of the size `[T, in]`.
 //!
 //! ```text
@@ -10,14 +10,16 @@
 //! ```
 //!
 //! dR is `s B^T dW A^T` for the weight's gradient `dW = dy^T x`: Lemma 2 of arXiv 2411.19557, with `dy^T x`
-//! never formed.
+//! never formed. With dropout, x is what is left of it, and dx passes the same mask; see
+//! [`dropout`](super::dropout).
 
 use std::collections::BTreeMap;
 
 use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
-use lora_sb_model::{LinearHook, Site, SiteSaved};
+use lora_sb_model::{Layer, LinearHook, Site, SiteSaved};
 
-use super::{Adapter, Factors, Part, Visitor, saved_product};
+use super::dropout::InputDropout;
+use super::{Adapter, Factors, Part, Pass, Visitor, saved_product};
 
 /// The adapter of one weight `[out, in]`. All tensors are f32.
 #[derive(Debug)]
@@ -43,21 +45,30 @@ impl LatentSite {
 #[derive(Debug)]
 pub struct Latent {
     scale: f32,
+    dropout: InputDropout,
     sites: BTreeMap<Site, LatentSite>,
 }
 
 impl Latent {
-    /// The adapter of all `sites`, with the scale `s`.
-    pub fn new(scale: f32, sites: BTreeMap<Site, LatentSite>) -> Self {
-        Latent { scale, sites }
+    /// The adapter of all `sites`, with the scale `s` and the rate of dropout.
+    pub fn new(scale: f32, dropout: f64, sites: BTreeMap<Site, LatentSite>) -> Self {
+        Latent { scale, dropout: InputDropout::new(dropout), sites }
     }
 }
 
 impl LinearHook for Latent {
-    fn forward(&self, kernels: &dyn Kernels, site: Site, x: &Tensor, y: &mut Tensor) -> Result<SiteSaved> {
-        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&site) else {
+    fn forward(
+        &self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        x: &Tensor,
+        y: &mut Tensor,
+    ) -> Result<SiteSaved> {
+        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&layer.site) else {
             return Ok(SiteSaved(Vec::new()));
         };
+        let dropped = self.dropout.apply(kernels, layer.site, x)?; // [T, in]
+        let x = dropped.as_ref().unwrap_or(x);
         let shape = [x.shape()[0], r.shape()[0]]; // [T, r]
         let (mut u, mut h) = (kernels.empty(&shape)?, kernels.empty(&shape)?);
         kernels.linear(x, a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
@@ -73,21 +84,24 @@ impl LinearHook for Latent {
     fn backward(
         &mut self,
         kernels: &dyn Kernels,
-        site: Site,
+        layer: Layer<'_>,
         saved: SiteSaved,
         _x: Option<&Tensor>,
         dy: &Tensor,
         dx: Option<&mut Tensor>,
     ) -> Result<()> {
-        let Some(LatentSite { a, b, r, gradient }) = self.sites.get_mut(&site) else { return Ok(()) };
+        let Some(LatentSite { a, b, r, gradient }) = self.sites.get_mut(&layer.site) else { return Ok(()) };
+        let scale = self.scale;
         let u = saved_product("latent adapter", saved)?;
         let mut v = kernels.empty(u.shape())?; // [T, r]
         kernels.linear_input_gradient(dy, b, 1.0, Accum::Replace, &mut v)?; // v = dy B
-        kernels.linear_weight_gradient(&v, &u, self.scale, Accum::Add, gradient)?; // dR += s v^T u
+        kernels.linear_weight_gradient(&v, &u, scale, Accum::Add, gradient)?; // dR += s v^T u
         let Some(dx) = dx else { return Ok(()) };
         let mut w = u; // u is spent
         kernels.linear_input_gradient(&v, r, 1.0, Accum::Replace, &mut w)?; // w = v R
-        kernels.linear_input_gradient(&w, a, self.scale, Accum::Add, dx) // dx += s w A
+        self.dropout.backward(kernels, layer.site, dx, |dx| {
+            kernels.linear_input_gradient(&w, a, scale, Accum::Add, dx) // dx += s w A
+        })
     }
 }
 
@@ -107,6 +121,10 @@ impl Adapter for Latent {
         self.sites.iter().map(|(&site, state)| (site, Part::R, &state.r)).collect()
     }
 
+    fn begin(&mut self, pass: Pass) {
+        self.dropout.begin(pass);
+    }
+
     fn frozen(&self) -> Vec<(Site, Part, &Tensor)> {
         let parts =
             self.sites.iter().map(|(&site, state)| [(site, Part::A, &state.a), (site, Part::B, &state.b)]);
@@ -118,6 +136,6 @@ impl Adapter for Latent {
         let Some(LatentSite { a, b, r, .. }) = self.sites.get(&site) else { return Ok(None) };
         let mut folded = kernels.empty(b.shape())?; // [out, r]
         kernels.linear_input_gradient(b, r, self.scale, Accum::Replace, &mut folded)?;
-        Ok(Some(Factors { a: kernels.to_owned_f32(a)?, b: folded }))
+        Ok(Some(Factors { a: kernels.to_owned_f32(a)?, b: folded, magnitude: None }))
     }
 }

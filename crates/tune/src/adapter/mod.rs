@@ -2,8 +2,11 @@
 //!
 //! An adapter holds its tensors for all sites and is a [`LinearHook`] of the model: at each adapted site it adds
 //! its part to `y [T, out]` on the way forward and to `dx [T, in]` on the way back, and adds up the gradients of
-//! what it trains. One file a method; each begins with its update, its source and its parameter count.
+//! what it trains. One file a form of update, which several [methods](crate::method) share; each begins with its
+//! formulas, its source and its parameter count.
 
+pub mod dora;
+pub mod dropout;
 pub mod full;
 pub mod latent;
 pub mod lora;
@@ -22,6 +25,12 @@ pub enum Part {
     B,
     /// `R [r, r]`.
     R,
+    /// DoRA's magnitude of each row, `[out]`.
+    Magnitude,
+    /// `A [r, in]` as it was at the start, which the update is taken relative to.
+    StartA,
+    /// `B [out, r]` as it was at the start.
+    StartB,
 }
 
 impl Part {
@@ -31,26 +40,46 @@ impl Part {
             Part::A => "lora_A",
             Part::B => "lora_B",
             Part::R => "lora_R",
+            Part::Magnitude => "lora_magnitude_vector",
+            Part::StartA => "lora_A_start",
+            Part::StartB => "lora_B_start",
         }
     }
 
     /// The shape at a weight `[out, input]`.
-    pub fn shape(self, rank: usize, (out, input): (usize, usize)) -> [usize; 2] {
+    pub fn shape(self, rank: usize, (out, input): (usize, usize)) -> Vec<usize> {
         match self {
-            Part::A => [rank, input],
-            Part::B => [out, rank],
-            Part::R => [rank, rank],
+            Part::A | Part::StartA => vec![rank, input],
+            Part::B | Part::StartB => vec![out, rank],
+            Part::R => vec![rank, rank],
+            Part::Magnitude => vec![out],
         }
     }
 }
 
-/// A plain LoRA of the same effect with scale 1: the update of the weight is `b a`.
+/// A plain LoRA of the same effect with scale 1: the update of the weight is `b a`. With a magnitude it is a
+/// DoRA: the weight is `magnitude (W0 + b a) / norm of its rows`.
 #[derive(Debug)]
 pub struct Factors {
-    /// `[r, in]`, f32.
+    /// `[q, in]`, f32; q is the rank r, or 2r where the update is taken relative to its start.
     pub a: Tensor,
-    /// `[out, r]`, f32, with the scale (and R, where there is one) folded in.
+    /// `[out, q]`, f32, with the scale (and R, where there is one) folded in.
     pub b: Tensor,
+    /// `[out]`, f32.
+    pub magnitude: Option<Tensor>,
+}
+
+/// What a pass through the model is for: in training, elements of an adapter's input are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pass {
+    /// Nothing is dropped.
+    #[default]
+    Evaluation,
+    /// What is dropped follows from this seed and the site alone, so that a block that is run again drops the same.
+    Training {
+        /// Of this micro-batch.
+        seed: u64,
+    },
 }
 
 /// What the optimizer sees of one tensor: its site, its part, its value and its gradient.
@@ -73,22 +102,47 @@ pub trait Adapter: LinearHook + Debug + Send + Sync {
     /// The tensors that never change after the initialisation.
     fn frozen(&self) -> Vec<(Site, Part, &Tensor)>;
 
+    /// Says what the passes that follow are for.
+    fn begin(&mut self, pass: Pass);
+
+    /// Changes the gradients of a whole optimizer step before the optimizer sees them; once a step.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    fn adjust_gradients(&mut self, _kernels: &dyn Kernels) -> Result<()> {
+        Ok(())
+    }
+
     /// The plain LoRA of the same effect at a site; `None` where the site is not adapted.
     ///
     /// # Errors
     /// Where the device fails.
     fn fold(&self, kernels: &dyn Kernels, site: Site) -> Result<Option<Factors>>;
 
-    /// What is added to the weight at a site, `[out, in]` in f32; `None` where the site is not adapted.
+    /// What is added to the `weight [out, in]` of a site, in f32; `None` where the site is not adapted.
     ///
     /// # Errors
     /// Where the device fails.
-    fn delta(&self, kernels: &dyn Kernels, site: Site) -> Result<Option<Tensor>> {
-        let Some(Factors { a, b }) = self.fold(kernels, site)? else { return Ok(None) };
+    fn delta(&self, kernels: &dyn Kernels, site: Site, _weight: &Tensor) -> Result<Option<Tensor>> {
+        let Some(Factors { a, b, .. }) = self.fold(kernels, site)? else { return Ok(None) };
         let mut delta = kernels.empty(&[b.shape()[0], a.shape()[1]])?; // [out, in]
         kernels.linear_input_gradient(&b, &a, 1.0, Accum::Replace, &mut delta)?; // b a
         Ok(Some(delta))
     }
+}
+
+/// `alpha x`, a new tensor.
+fn scaled(kernels: &dyn Kernels, alpha: f32, x: &Tensor) -> Result<Tensor> {
+    let mut out = kernels.zeros(x.shape())?;
+    kernels.add(alpha, x, &mut out)?;
+    Ok(out)
+}
+
+/// `x - y`, a new tensor.
+fn difference(kernels: &dyn Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let mut out = scaled(kernels, 1.0, x)?;
+    kernels.add(-1.0, y, &mut out)?;
+    Ok(out)
 }
 
 /// The one product `[T, r]` that an adapter's forward saved.

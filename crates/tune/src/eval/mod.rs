@@ -1,9 +1,16 @@
-//! Loss on held-out examples.
+//! Loss, predictions and scores on held-out examples.
 
-use lora_sb_data::Example;
-use lora_sb_model::{Batch, LinearHook, Model, Sequence};
+pub mod metric;
+mod prediction;
+
+use lora_sb_data::{Example, Label};
+use lora_sb_model::{Batch, LinearHook, Model, Sequence, Target};
 
 use crate::{Result, Tuned};
+
+pub use self::metric::Metric;
+pub(crate) use self::prediction::measure;
+pub use self::prediction::{Measured, metrics_of, predictions, scores};
 
 /// A weighted mean that carries its weight, so that means of parts add up to the mean of the whole.
 ///
@@ -44,7 +51,7 @@ impl Mean {
     }
 }
 
-/// The mean loss of a tuned model over all labelled tokens of `examples`; see [`loss_of`].
+/// The mean loss of a tuned model over all labels of `examples`; see [`loss_of`].
 ///
 /// # Errors
 /// As there.
@@ -52,7 +59,8 @@ pub fn held_out_loss(tuned: &Tuned, examples: &[Example], batch_size: usize) -> 
     loss_of(&tuned.model, tuned.hook(), examples, batch_size)
 }
 
-/// The mean loss over all labelled tokens of `examples`, in batches of `batch_size` examples in their order.
+/// The mean loss over all labelled tokens of `examples`, or over the examples themselves where they have a label;
+/// in batches of `batch_size` examples in their order.
 ///
 /// The model must have been prepared for the longest of them.
 ///
@@ -66,29 +74,38 @@ pub fn loss_of(
 ) -> Result<Mean> {
     let mut mean = Mean::default();
     for chunk in examples.chunks(batch_size.max(1)) {
-        mean.add(batch_loss(model, hook, chunk)?);
+        let batch = pack(model, chunk, 1.0)?;
+        mean.add(Mean::of_sum(model.loss(&batch, hook)?, batch.labelled() as u64));
     }
     Ok(mean)
 }
 
-/// The same of one batch.
-pub(crate) fn batch_loss(model: &Model, hook: &dyn LinearHook, examples: &[Example]) -> Result<Mean> {
-    let batch = pack(model, examples, 1.0)?;
-    Ok(Mean::of_sum(model.loss(&batch, hook)?, batch.labelled() as u64))
+/// An example as the model takes it, each of its labels weighing `weight` in the loss: its trained tokens, or its
+/// one class or value.
+pub fn sequence(example: &Example, weight: f32) -> Sequence<'_> {
+    let target = match example.label {
+        None => Target::Tokens(&example.trained),
+        Some(Label::Class(class)) => Target::Class(class),
+        Some(Label::Value(value)) => Target::Value(value),
+    };
+    Sequence { ids: &example.ids, second: example.second, target, weight }
 }
 
-/// One batch of examples, each labelled token's loss multiplied by `weight`.
+/// Labels of an example that are in the loss: 1 where it has a class or value, else its trained tokens. Nothing
+/// predicts the first token, whatever its flag says.
+pub fn labels(example: &Example) -> usize {
+    match example.label {
+        Some(_) => 1,
+        None => example.trained.iter().skip(1).filter(|&&trained| trained).count(),
+    }
+}
+
+/// One batch of examples, each label's loss multiplied by `weight`.
 pub(crate) fn pack<'a>(
     model: &Model,
     examples: impl IntoIterator<Item = &'a Example>,
     weight: f32,
 ) -> Result<Batch> {
-    let sequence = |example: &'a Example| Sequence { ids: &example.ids, trained: &example.trained, weight };
-    let sequences: Vec<_> = examples.into_iter().map(sequence).collect();
+    let sequences: Vec<_> = examples.into_iter().map(|example| sequence(example, weight)).collect();
     Ok(Batch::pack(model.kernels().as_ref(), &sequences)?)
-}
-
-/// Tokens of an example that are in the loss. Nothing predicts the first one, whatever its flag says.
-pub(crate) fn labelled_tokens(example: &Example) -> usize {
-    example.trained.iter().skip(1).filter(|&&trained| trained).count()
 }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use lora_sb_kernels::{Kernels, Tensor};
-use lora_sb_model::{SaveType, WeightFile, WeightFileWriter};
+use lora_sb_model::{Model, SaveType, WeightFile, WeightFileWriter};
 
 use crate::{Error, Result};
 
@@ -68,6 +68,21 @@ pub(super) fn read_manifest<T: serde::de::DeserializeOwned>(dir: &Path, name: &s
     let path = dir.join(name);
     let bytes = fs::read(&path).map_err(|error| Error::io(&path, "read", error))?;
     serde_json::from_slice(&bytes).map_err(|error| invalid(&path, format!("line {}: {error}", error.line())))
+}
+
+/// Refuses to write over what the base model was read from.
+pub(super) fn refuse_base(dir: &Path, model: &Model) -> Result<()> {
+    let Some(source) = model.source() else { return Ok(()) };
+    // A directory that is not there yet has no canonical path, and is nobody's.
+    let (Ok(there), Ok(base)) = (dir.canonicalize(), source.canonicalize()) else { return Ok(()) };
+    if there != base {
+        return Ok(());
+    }
+    Err(Error::File {
+        path: dir.into(),
+        message: "is the base model's own directory".into(),
+        hint: Some("write to another directory".into()),
+    })
 }
 
 fn invalid(path: &Path, message: String) -> Error {

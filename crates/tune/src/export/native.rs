@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `adapter.safetensors` | f32 tensors `<module>.lora_A [r, in]`, `.lora_B [out, r]`, `.lora_R [r, r]` |
+//! | `adapter.safetensors` | f32 tensors `<module>.<part>`, all [parts](crate::adapter::Part) that the method has, and a trained classification head under its names in the model |
 //! | `adapter.json` | the adapter's settings and the base model it belongs to; written last |
 //!
 //! Loading accepts exactly the tensors that the settings ask for, and only on the base they were trained on: an
@@ -14,15 +14,17 @@ use std::path::Path;
 use lora_sb_kernels::Tensor;
 use lora_sb_model::{Model, SaveType, WeightFile};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::files::{self, Entry, Names};
 use crate::tuned::Restoring;
-use crate::{AdapterConfig, Error, Result, Tuned};
+use crate::{AdapterConfig, Bases, Error, Result, Tuned};
 
-const NAMES: Names = Names { tensors: "adapter.safetensors", manifest: "adapter.json" };
+pub(super) const NAMES: Names = Names { tensors: "adapter.safetensors", manifest: "adapter.json" };
 
-/// The version of the directory's layout.
-pub const VERSION: u32 = 1;
+/// The version of the directory's layout. Version 1 had LoRA, LoRA-XS and LoRA-SB with the start that each is named
+/// for, without dropout and without a head; it is still read.
+pub const VERSION: u32 = 2;
 
 /// What `adapter.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,15 +80,38 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &str) -> Result<()> {
 /// # Errors
 /// A directory without `adapter.json`, a broken one, or another version.
 pub fn manifest(dir: &Path) -> Result<Manifest> {
-    let manifest: Manifest = files::read_manifest(dir, NAMES.manifest)?;
-    if manifest.version != VERSION {
-        return Err(Error::File {
-            path: dir.join(NAMES.manifest),
-            message: format!("version: expected {VERSION}, found {}", manifest.version),
-            hint: Some("use the release of this program that wrote it".into()),
-        });
+    let path = dir.join(NAMES.manifest);
+    let mut written: Value = files::read_manifest(dir, NAMES.manifest)?;
+    match written.get("version").and_then(Value::as_u64) {
+        Some(1) => complete(&mut written),
+        Some(version) if version == u64::from(VERSION) => {}
+        found => {
+            let found = found.map_or("none".into(), |version| version.to_string());
+            return Err(Error::File {
+                path,
+                message: format!("version: expected {VERSION} or 1, found {found}"),
+                hint: Some("use the release of this program that wrote it".into()),
+            });
+        }
     }
-    Ok(manifest)
+    serde_json::from_value(written).map_err(|error| Error::File {
+        path,
+        message: error.to_string(),
+        hint: None,
+    })
+}
+
+/// Gives a manifest of version 1 what it left unsaid.
+fn complete(written: &mut Value) {
+    written["version"] = json!(VERSION);
+    let Some(adapter) = written.get_mut("adapter").and_then(Value::as_object_mut) else { return };
+    adapter.insert("lora_dropout".into(), json!(0.0));
+    adapter.insert("modules_to_save".into(), json!([]));
+    let method = adapter.get("method").cloned().and_then(|method| serde_json::from_value(method).ok());
+    let bases = method.map_or(Bases::Sb, Bases::of);
+    if let Some(init) = adapter.get_mut("init").and_then(Value::as_object_mut) {
+        init.insert("bases".into(), json!(bases));
+    }
 }
 
 /// Puts a saved adapter on its base model.

@@ -7,6 +7,9 @@
 //! (freed as they are used), and one micro-batch's working set. The price is one more forward of each block.
 //!
 //! The sum has to be complete before `sign`, so sketches of the parts cannot be added up; exact sums can.
+//!
+//! A label is a token to be predicted, or a sample's class or value; the gradient of an encoder comes through its
+//! classification head as it stands.
 
 use std::collections::BTreeMap;
 
@@ -15,18 +18,19 @@ use lora_sb_kernels::Tensor;
 use lora_sb_model::{Batch, Frozen, InputGradient, Model, NoGradients, Parameter, Sequence, Site};
 
 use super::InitProgress;
+use crate::eval::{labels, sequence};
 use crate::{Convention, Error, InitConfig, Result};
 
 /// What the gradient was estimated on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// Samples with a labelled token.
+    /// Samples with a label.
     pub samples: usize,
     /// Samples without one, which say nothing about the gradient.
     pub skipped: usize,
     /// Tokens of the used samples.
     pub tokens: usize,
-    /// Tokens the loss was taken over.
+    /// Labels the loss was taken over: trained tokens, or samples with a class or value.
     pub labelled_tokens: usize,
     /// The weighted sum of their losses, whose gradient G is.
     pub loss: f64,
@@ -37,7 +41,7 @@ pub struct Estimate {
 /// The model must have been [prepared](Model::prepare) for the longest example.
 ///
 /// # Errors
-/// No sample with a labelled token; a gradient that is not finite, naming its module; what `each` returns.
+/// No sample with a label; a gradient that is not finite, naming its module; what `each` returns.
 pub fn stream_gradients(
     model: &Model,
     sites: &[Site],
@@ -140,7 +144,7 @@ fn backward(
     Ok(gradients)
 }
 
-/// The samples that have a labelled token, each with the weight of one labelled token's loss.
+/// The samples that have a label, each with the weight of one label's loss.
 fn weigh(examples: &[Example], convention: Convention) -> Vec<Sequence<'_>> {
     let batch_size = match convention {
         Convention::PerSample => 1,
@@ -148,18 +152,13 @@ fn weigh(examples: &[Example], convention: Convention) -> Vec<Sequence<'_>> {
     };
     let mut sequences = Vec::new();
     for batch in examples.chunks(batch_size) {
-        let labelled: usize = batch.iter().map(labelled_tokens).sum();
-        // With one sample a batch this is 1 / (labelled tokens of the sample), the per-sample mean.
+        let labelled: usize = batch.iter().map(labels).sum();
+        // With one sample a batch this is 1 / (labels of the sample), the per-sample mean.
         let weight = (1.0 / (labelled * batch.len()) as f64) as f32;
-        let used = batch.iter().filter(|example| labelled_tokens(example) > 0);
-        sequences.extend(used.map(|Example { ids, trained, .. }| Sequence { ids, trained, weight }));
+        let used = batch.iter().filter(|example| labels(example) > 0);
+        sequences.extend(used.map(|example| sequence(example, weight)));
     }
     sequences
-}
-
-/// Nothing predicts the first token, whatever its flag says.
-fn labelled_tokens(example: &Example) -> usize {
-    example.trained.iter().skip(1).filter(|&&trained| trained).count()
 }
 
 /// Cuts the samples into micro-batches of at most `max_tokens` tokens and at least one sample.

@@ -1,24 +1,24 @@
-//! Where an adapter starts.
+//! Where an adapter starts: from nothing, or from what was saved of it.
 //!
-//! [`gradient`] streams the summed gradient that LoRA-SB needs; [`sb`], [`xs`] and [`lora`] hold each method's
-//! starting values. Every site draws from its own generator of the run's seed, so that leaving a module out of
-//! the targets does not shift the others.
+//! [`gradient`] streams the summed gradient that LoRA-SB and LoRA-GA need, and [`bases`] holds the starts that the r x
+//! r family can choose from; each method's own stands in [`method`](crate::method). Every site draws from its own
+//! generator of the run's seed, so that leaving a module out of the targets does not shift the others.
 
+pub mod bases;
 pub mod gradient;
-pub mod lora;
-pub mod sb;
-pub mod xs;
 
 use std::collections::BTreeMap;
 
 use lora_sb_data::Example;
-use lora_sb_kernels::{Generator, Stream};
+use lora_sb_kernels::{Generator, Stream, Tensor};
 use lora_sb_model::{Model, Parameter, Site};
 
-use crate::adapter::Adapter;
-use crate::adapter::latent::Latent;
-use crate::adapter::lora::Lora;
-use crate::{AdapterConfig, Error, Method, Result};
+use crate::adapter::dora::{Dora, DoraSite};
+use crate::adapter::latent::{Latent, LatentSite};
+use crate::adapter::lora::{Gradients, Lora, LoraSite};
+use crate::adapter::{Adapter, Part};
+use crate::method::{Kind, dora, lora, lora_ga, lora_sb, lora_xs, pissa};
+use crate::{AdapterConfig, Bases, Error, Method, Result};
 
 pub use gradient::{Estimate, stream_gradients};
 
@@ -41,16 +41,16 @@ pub enum InitProgress {
     },
 }
 
-/// What LoRA-SB's initialisation did.
+/// What there is to say of an initialisation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InitReport {
-    /// The samples of the gradient.
-    pub estimate: Estimate,
+    /// The samples of the gradient, where one was taken.
+    pub estimate: Option<Estimate>,
     /// Modules whose factorisation stopped at its limit of iterations, short of its tolerance.
     pub unconverged: Vec<String>,
 }
 
-/// A new adapter on `sites`, and what its gradient was estimated on where it took one.
+/// A new adapter on `sites`, and what there is to say of its start.
 ///
 /// The model must have been prepared for the longest example.
 pub(crate) fn start(
@@ -60,48 +60,177 @@ pub(crate) fn start(
     examples: &[Example],
     progress: &mut dyn FnMut(InitProgress),
 ) -> Result<(Box<dyn Adapter>, Option<InitReport>)> {
-    check_rank(model, sites, config.rank)?;
+    check_rank(model, sites, config)?;
+    let report = InitReport { estimate: None, unconverged: Vec::new() };
+    let mut start = Start { model, sites, config, examples, progress, report };
     let kernels = model.kernels().as_ref();
-    let (rank, scale) = (config.rank, config.scale());
-    let index = numbering(model);
-    let generator = |stream, site: Site| Generator::new(config.seed, stream, index[&site]);
-    match config.method {
-        Method::LoraSb => {
-            let (mut states, mut unconverged) = (BTreeMap::new(), Vec::new());
-            let mut each = |site, gradient| {
-                let svd = &mut generator(Stream::Svd, site);
-                let (state, converged) = sb::start(kernels, gradient, config.init.eta, rank, scale, svd)?;
+    let (rank, scale, AdapterConfig { init, .. }) = (config.rank, config.scale(), config);
+    let adapter: Box<dyn Adapter> = match config.method {
+        Method::Full => return Err(no_adapter()),
+        Method::Lora | Method::RsLora | Method::LoraPro => product(
+            config,
+            start.of_weights(|weight, Draws { adapter, .. }| {
+                Ok((lora::start(kernels, (weight.shape()[0], weight.shape()[1]), rank, adapter)?, true))
+            })?,
+        ),
+        Method::Pissa => product(
+            config,
+            start.of_weights(|weight, draws| pissa::start(kernels, weight, rank, scale, &mut draws.svd))?,
+        ),
+        Method::LoraGa => product(
+            config,
+            start.of_gradients(|gradient, draws| lora_ga::start(kernels, gradient, rank, &mut draws.svd))?,
+        ),
+        Method::Dora => magnitude(
+            config,
+            start.of_weights(|weight, draws| {
+                Ok((dora::start(kernels, weight, rank, &mut draws.adapter)?, true))
+            })?,
+        ),
+        Method::LoraXs | Method::LoraSb => latent(
+            config,
+            match init.bases {
+                Bases::Sb | Bases::SbGradient | Bases::SbZero => start.of_gradients(|gradient, draws| {
+                    lora_sb::start(kernels, gradient, init.bases, init.eta, rank, scale, &mut draws.svd)
+                }),
+                Bases::Xs => start.of_weights(|weight, Draws { svd, adapter }| {
+                    lora_xs::start(kernels, weight, rank, svd, adapter)
+                }),
+                Bases::W0Orthonormal => {
+                    start.of_weights(|weight, draws| bases::of_weight(kernels, weight, rank, &mut draws.svd))
+                }
+                Bases::RandomOrthonormal => start.of_weights(|weight, Draws { adapter, .. }| {
+                    let shape = (weight.shape()[0], weight.shape()[1]);
+                    Ok((bases::random(kernels, shape, rank, adapter)?, true))
+                }),
+            }?,
+        ),
+    };
+    let InitReport { estimate, unconverged } = &start.report;
+    let told = estimate.is_some() || !unconverged.is_empty();
+    Ok((adapter, told.then_some(start.report)))
+}
+
+/// The adapter on `sites` of tensors that were saved of it; `take` gives each in its part's
+/// [shape](Part::shape), in f32.
+pub(crate) fn restore(
+    model: &Model,
+    sites: &[Site],
+    config: &AdapterConfig,
+    take: &mut dyn FnMut(Site, Part) -> Result<Tensor>,
+) -> Result<Box<dyn Adapter>> {
+    // Factors of any rank are an adapter; it is only a start that has no more than a weight's singular vectors.
+    let kernels = model.kernels().as_ref();
+    Ok(match config.method.kind() {
+        Kind::Weights => return Err(no_adapter()),
+        Kind::Product => {
+            let mut states = BTreeMap::new();
+            for &site in sites {
+                let (a, b) = (take(site, Part::A)?, take(site, Part::B)?);
+                let state = if config.method.subtracts_start() {
+                    let start = (take(site, Part::StartA)?, take(site, Part::StartB)?);
+                    LoraSite::relative(kernels, a, b, start)?
+                } else {
+                    LoraSite::new(kernels, a, b)?
+                };
                 states.insert(site, state);
-                unconverged.extend((!converged).then(|| model.module(site)));
-                Ok(())
-            };
-            let estimate = stream_gradients(model, sites, examples, &config.init, progress, &mut each)?;
-            Ok((Box::new(Latent::new(scale, states)), Some(InitReport { estimate, unconverged })))
+            }
+            product(config, states)
         }
-        Method::LoraXs => {
+        Kind::Magnitude => {
             let mut states = BTreeMap::new();
             for &site in sites {
                 let Some(weight) = model.weight(Parameter::Weight(site)) else { continue };
-                let (svd, draw) = (&mut generator(Stream::Svd, site), &mut generator(Stream::Adapter, site));
-                states.insert(site, xs::start(kernels, weight, rank, svd, draw)?);
-                progress(InitProgress::Factorised { sites: states.len(), of: sites.len() });
+                let (a, b, magnitude) =
+                    (take(site, Part::A)?, take(site, Part::B)?, take(site, Part::Magnitude)?);
+                states.insert(site, DoraSite::new(kernels, weight, a, b, magnitude)?);
             }
-            Ok((Box::new(Latent::new(scale, states)), None))
+            magnitude(config, states)
         }
-        Method::Lora => {
-            let drawn = |&site: &Site| {
-                let draw = &mut generator(Stream::Adapter, site);
-                Ok((site, lora::start(kernels, model.shape(site), rank, draw)?))
-            };
-            let states = sites.iter().map(drawn).collect::<Result<_>>()?;
-            Ok((Box::new(Lora::new(scale, states)), None))
+        Kind::Latent => {
+            let mut states = BTreeMap::new();
+            for &site in sites {
+                let (a, b, r) = (take(site, Part::A)?, take(site, Part::B)?, take(site, Part::R)?);
+                states.insert(site, LatentSite::new(kernels, a, b, r)?);
+            }
+            latent(config, states)
         }
-        Method::Full => Err(Error::Config {
-            name: "method".into(),
-            expected: "a method with an adapter".into(),
-            found: Method::Full.to_string(),
-        }),
+    })
+}
+
+fn product(config: &AdapterConfig, sites: BTreeMap<Site, LoraSite>) -> Box<dyn Adapter> {
+    let gradients = match config.method {
+        Method::LoraPro => Gradients::Nearest,
+        _ => Gradients::Plain,
+    };
+    Box::new(Lora::new(config.scale(), config.lora_dropout, gradients, sites))
+}
+
+fn magnitude(config: &AdapterConfig, sites: BTreeMap<Site, DoraSite>) -> Box<dyn Adapter> {
+    Box::new(Dora::new(config.scale(), config.lora_dropout, sites))
+}
+
+fn latent(config: &AdapterConfig, sites: BTreeMap<Site, LatentSite>) -> Box<dyn Adapter> {
+    Box::new(Latent::new(config.scale(), config.lora_dropout, sites))
+}
+
+/// A site's generators.
+struct Draws {
+    /// For the SVD's range finder.
+    svd: Generator,
+    /// For the adapter's own values.
+    adapter: Generator,
+}
+
+/// A start on its way through the sites.
+struct Start<'a> {
+    model: &'a Model,
+    sites: &'a [Site],
+    config: &'a AdapterConfig,
+    examples: &'a [Example],
+    progress: &'a mut dyn FnMut(InitProgress),
+    report: InitReport,
+}
+
+impl Start<'_> {
+    /// Makes each site's adapter from its weight; `make` also says whether its factorisation converged.
+    fn of_weights<S>(
+        &mut self,
+        mut make: impl FnMut(&Tensor, &mut Draws) -> lora_sb_kernels::Result<(S, bool)>,
+    ) -> Result<BTreeMap<Site, S>> {
+        let (index, mut states) = (numbering(self.model), BTreeMap::new());
+        for &site in self.sites {
+            let Some(weight) = self.model.weight(Parameter::Weight(site)) else { continue };
+            let (state, converged) = make(weight, &mut draws(self.config.seed, index[&site]))?;
+            self.report.unconverged.extend((!converged).then(|| self.model.module(site)));
+            states.insert(site, state);
+            (self.progress)(InitProgress::Factorised { sites: states.len(), of: self.sites.len() });
+        }
+        Ok(states)
     }
+
+    /// Makes each site's adapter from its gradient on the examples; `make` as there.
+    fn of_gradients<S>(
+        &mut self,
+        mut make: impl FnMut(Tensor, &mut Draws) -> lora_sb_kernels::Result<(S, bool)>,
+    ) -> Result<BTreeMap<Site, S>> {
+        let Start { model, sites, config, examples, progress, report } = self;
+        let (index, mut states) = (numbering(model), BTreeMap::new());
+        let mut each = |site, gradient| {
+            let (state, converged) = make(gradient, &mut draws(config.seed, index[&site]))?;
+            report.unconverged.extend((!converged).then(|| model.module(site)));
+            states.insert(site, state);
+            Ok(())
+        };
+        let estimate = stream_gradients(model, sites, examples, &config.init, *progress, &mut each)?;
+        report.estimate = Some(estimate);
+        Ok(states)
+    }
+}
+
+fn draws(seed: u64, site: u64) -> Draws {
+    let [svd, adapter] = [Stream::Svd, Stream::Adapter].map(|stream| Generator::new(seed, stream, site));
+    Draws { svd, adapter }
 }
 
 /// The number of each site among all of the model's, whether it is a target or not.
@@ -109,13 +238,29 @@ fn numbering(model: &Model) -> BTreeMap<Site, u64> {
     model.sites().into_iter().zip(0..).collect()
 }
 
-/// A matrix has no more singular values than its smaller side.
-pub(crate) fn check_rank(model: &Model, sites: &[Site], rank: usize) -> Result<()> {
+/// A matrix has no more singular values than its smaller side, and LoRA-GA takes twice as many as its rank.
+fn check_rank(model: &Model, sites: &[Site], config: &AdapterConfig) -> Result<()> {
+    let AdapterConfig { rank, method, .. } = *config;
     for &site in sites {
         let (out, input) = model.shape(site);
-        if rank > out.min(input) {
+        let smaller = out.min(input);
+        if rank > smaller {
             return Err(Error::RankTooLarge { rank, module: model.module(site), out, input });
+        }
+        if method == Method::LoraGa && 2 * rank > smaller {
+            let module = model.module(site);
+            let expected =
+                format!("at most half the smaller side of {module} (out={out}, in={input}) for {method}");
+            return Err(Error::Config { name: "rank".into(), expected, found: rank.to_string() });
         }
     }
     Ok(())
+}
+
+fn no_adapter() -> Error {
+    Error::Config {
+        name: "method".into(),
+        expected: "a method with an adapter".into(),
+        found: Method::Full.to_string(),
+    }
 }

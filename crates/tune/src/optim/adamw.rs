@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use lora_sb_kernels::{AdamWStep, Tensor};
 
-use crate::{Error, Result, TrainConfig, Tuned};
+use crate::adapter::Part;
+use crate::{Error, Result, Role, TrainConfig, Tuned};
 
 /// AdamW's moments of every trained tensor, in the order of [`Tuned::visit`], always f32.
 #[derive(Debug)]
@@ -18,8 +19,22 @@ struct Moments {
     name: String,
     first: Tensor,
     second: Tensor,
-    /// Matrices are decayed; tensors of one axis (norms, biases) are not, as in transformers' `Trainer`.
+    group: Group,
+}
+
+/// How a tensor is moved.
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    /// Matrices are decayed; tensors of one axis (norms, biases, magnitudes) are not, as in transformers' `Trainer`.
     decayed: bool,
+    /// A B, whose learning rate LoRA+ raises (Hayou et al., arXiv 2402.12354).
+    factor_b: bool,
+}
+
+impl Group {
+    fn of(role: Option<Role>, value: &Tensor) -> Group {
+        Group { decayed: value.shape().len() > 1, factor_b: role == Some(Role::Part(Part::B)) }
+    }
 }
 
 /// What the moments are called in files, as in `torch.optim.AdamW`'s state.
@@ -34,9 +49,11 @@ impl AdamW {
     pub fn new(tuned: &mut Tuned) -> Result<AdamW> {
         let kernels = tuned.model.kernels().clone();
         let mut moments = Vec::new();
+        let mut roles = tuned.trained_roles().into_iter();
         tuned.visit(&mut |name, value, _| {
             let (first, second) = (kernels.zeros(value.shape())?, kernels.zeros(value.shape())?);
-            moments.push(Moments { name: name.to_owned(), first, second, decayed: value.shape().len() > 1 });
+            let group = Group::of(roles.next(), value);
+            moments.push(Moments { name: name.to_owned(), first, second, group });
             Ok(())
         })?;
         Ok(AdamW { moments, step: 0 })
@@ -48,6 +65,7 @@ impl AdamW {
     }
 
     /// One step: every trained tensor moves along its gradient, which is first multiplied by `gradient_scale`.
+    /// `learning_rate` is A's; a B moves at `loraplus_lr_ratio` times it.
     ///
     /// # Errors
     /// Where `tuned` trains other tensors than the moments were made for.
@@ -74,8 +92,9 @@ impl AdamW {
             let Some(own) = moments.next().filter(|own| own.name == name) else {
                 return Err(unexpected(name, "AdamW's moments for it", "none"));
             };
-            let weight_decay = if own.decayed { step.weight_decay } else { 0.0 };
-            let step = AdamWStep { weight_decay, ..step };
+            let weight_decay = if own.group.decayed { step.weight_decay } else { 0.0 };
+            let ratio = config.loraplus_lr_ratio.filter(|_| own.group.factor_b).unwrap_or(1.0);
+            let step = AdamWStep { learning_rate: learning_rate * ratio, weight_decay, ..step };
             Ok(kernels.adamw(&step, gradient, value, &mut own.first, &mut own.second)?)
         })
     }
@@ -96,10 +115,12 @@ impl AdamW {
     /// A tensor that is missing, too many, or of another shape.
     pub fn restore(tuned: &mut Tuned, step: u64, mut tensors: BTreeMap<String, Tensor>) -> Result<AdamW> {
         let mut moments = Vec::new();
+        let mut roles = tuned.trained_roles().into_iter();
         tuned.visit(&mut |name, value, _| {
             let mut take = |moment: &str| take(&mut tensors, &format!("{name}.{moment}"), value.shape());
             let (first, second) = (take(FIRST)?, take(SECOND)?);
-            moments.push(Moments { name: name.to_owned(), first, second, decayed: value.shape().len() > 1 });
+            let group = Group::of(roles.next(), value);
+            moments.push(Moments { name: name.to_owned(), first, second, group });
             Ok(())
         })?;
         match tensors.into_keys().next() {

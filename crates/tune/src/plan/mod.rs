@@ -8,10 +8,17 @@ use std::collections::BTreeSet;
 use lora_sb_data::Example;
 
 pub use self::memory::{BatchSize, MemoryPlan, MemoryRequest, PROCESS_OVERHEAD};
-pub use self::parameters::ParameterReport;
+pub use self::parameters::{ParameterReport, ParameterRow, ParameterTable};
 
+use crate::method::Kind;
 use crate::train::Cursor;
-use crate::{Result, TrainConfig};
+use crate::{AdapterConfig, Method, Result, TrainConfig};
+
+/// Whether an adapter's start is estimated from a gradient on training examples.
+pub fn estimates_gradient(adapter: &AdapterConfig) -> bool {
+    adapter.method == Method::LoraGa
+        || adapter.method.kind() == Kind::Latent && adapter.init.bases.read_gradient()
+}
 
 /// The largest micro-batch that a run over `examples` will meet. The order of the examples is known from the
 /// seed, so this is no bound: it is the one.

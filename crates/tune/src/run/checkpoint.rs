@@ -40,17 +40,17 @@ pub struct TrainState {
     pub seed: u64,
     /// Tokens seen.
     pub tokens: u64,
-    /// Those of them that were in the loss.
+    /// Labels that were in the loss: trained tokens, or examples with a class or value.
     pub trained_tokens: u64,
     /// Held-out loss before the first step, where there is held-out data.
     pub first_eval_loss: Option<f64>,
-    /// The evaluation with the lowest held-out loss, and the newest one.
+    /// The best evaluation: that with the lowest held-out loss, or the highest score where the plan names one.
     pub best: Option<Best>,
     /// The last evaluation.
     pub last_eval: Option<Best>,
     /// [`ResolvedPlan::sha256`](super::ResolvedPlan::sha256) of the run.
     pub plan_sha256: String,
-    /// Over the ids and masks of all examples.
+    /// Over the ids, masks and labels of all examples.
     pub data_sha256: String,
     /// The base model's fingerprint; `None` for full fine-tuning, which replaces it.
     pub base: Option<String>,
@@ -65,6 +65,23 @@ pub struct Best {
     pub step: usize,
     /// The mean held-out loss.
     pub eval_loss: f64,
+    /// The score that the plan's `metric_for_best_model` names; none where it names none, or where the score was
+    /// not defined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+}
+
+impl Best {
+    /// Whether it is better than another: by the score where they are compared by one, and then one that is defined
+    /// is better than none; else by the loss.
+    pub fn beats(&self, other: &Best, by_score: bool) -> bool {
+        match (by_score, self.score, other.score) {
+            (true, Some(own), Some(other)) => own > other,
+            (true, Some(_), None) => true,
+            (true, None, Some(_)) => false,
+            (true, None, None) | (false, ..) => self.eval_loss < other.eval_loss,
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! `metrics.jsonl`: one JSON object a line for every optimizer step and every evaluation.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ pub enum Metric {
         step: usize,
         /// Passes over the training examples finished, as a fraction.
         epoch: f64,
-        /// Mean loss of the step's labelled tokens before the step.
+        /// Mean loss of the step's labels before the step.
         loss: f64,
         /// The step's learning rate.
         learning_rate: f64,
@@ -25,7 +26,7 @@ pub enum Metric {
         grad_norm: f64,
         /// Tokens of the step.
         tokens: usize,
-        /// Those of them that are in the loss.
+        /// Labels that are in the loss.
         trained_tokens: usize,
         /// Time that the step took.
         seconds: f64,
@@ -36,6 +37,9 @@ pub enum Metric {
         step: usize,
         /// Mean held-out loss.
         eval_loss: f64,
+        /// Scores by their metric's name, where the examples have labels.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        metrics: BTreeMap<String, f64>,
         /// Time that the evaluation took.
         seconds: f64,
     },

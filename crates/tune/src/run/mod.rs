@@ -3,10 +3,10 @@
 //! ```text
 //! plan.json              every resolved value, with where it came from
 //! metrics.jsonl          one line for each optimizer step and each evaluation
-//! frozen.safetensors     the bases B and A of LoRA-SB and LoRA-XS, written once
-//! best.json              the step with the lowest held-out loss, and that loss
-//! adapter/               the adapter after the last step
-//! adapter-best/          the adapter with the lowest held-out loss, where that was at another step
+//! frozen.safetensors     what an adapter keeps and never changes, as the bases B and A of LoRA-SB, written once
+//! best.json              the step with the lowest held-out loss or the best score, and what it was
+//! adapter/               the adapter after the last step, with its head where one is trained
+//! adapter-best/          the adapter of the best step, where that was another one
 //! checkpoints/step-N/    what is trained, the optimizer's moments, the state, and the manifest
 //! ```
 //!

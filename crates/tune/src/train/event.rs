@@ -1,5 +1,6 @@
 //! What a run tells whoever watches it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::run::Best;
@@ -27,7 +28,7 @@ pub enum Event {
         train_examples: usize,
         /// Held-out examples.
         validation_examples: usize,
-        /// Values that the optimizer changes.
+        /// Values that the optimizer changes, a head's included.
         trained_parameters: usize,
     },
     /// An optimizer step.
@@ -38,9 +39,11 @@ pub enum Event {
         step: usize,
         /// The mean held-out loss.
         eval_loss: f64,
-        /// Labelled tokens that it was taken over.
+        /// Scores by their metric's name, where the examples have labels.
+        metrics: BTreeMap<String, f64>,
+        /// Labels that the loss was taken over: tokens, or examples with a class or value.
         trained_tokens: u64,
-        /// Whether it is the lowest of the run so far.
+        /// Whether it is the best of the run so far.
         best: bool,
         /// Time that it took.
         seconds: f64,
@@ -72,7 +75,7 @@ pub struct StepReport {
     pub total_steps: usize,
     /// Passes over the training examples finished, as a fraction.
     pub epoch: f64,
-    /// Mean loss of the step's labelled tokens, before the step.
+    /// Mean loss of the step's labels, before the step.
     pub loss: f64,
     /// The step's learning rate.
     pub learning_rate: f64,
@@ -80,7 +83,7 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Tokens of the step.
     pub tokens: usize,
-    /// Those of them that are in the loss.
+    /// Labels that are in the loss: trained tokens, or examples with a class or value.
     pub trained_tokens: usize,
     /// Time that the step took.
     pub seconds: f64,
@@ -103,17 +106,20 @@ pub struct Summary {
     pub first_eval_loss: Option<f64>,
     /// Held-out loss at the last evaluation.
     pub last_eval: Option<Best>,
-    /// The lowest held-out loss.
+    /// The evaluation with the lowest held-out loss, or the best score where the plan names one.
     pub best: Option<Best>,
+    /// Scores at the last evaluation, by their metric's name; empty where nothing has labels, and where a finished
+    /// run is resumed.
+    pub last_metrics: BTreeMap<String, f64>,
     /// Tokens seen in the whole run.
     pub tokens: u64,
-    /// Those of them that were in the loss.
+    /// Labels that were in the loss.
     pub trained_tokens: u64,
     /// Time of this session.
     pub seconds: f64,
     /// The last checkpoint.
     pub checkpoint: PathBuf,
-    /// The checkpoint with the lowest held-out loss; `None` where that was the start and the start is not saved.
+    /// The checkpoint of `best`; `None` where that was the start and the start is not saved.
     pub best_checkpoint: Option<PathBuf>,
     /// The native adapter after the last step; `None` for full fine-tuning.
     pub adapter: Option<PathBuf>,

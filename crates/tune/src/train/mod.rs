@@ -17,7 +17,7 @@ use lora_sb_data::Example;
 
 pub use self::cursor::{Cursor, StepExamples};
 pub use self::event::{Event, Observer, StepReport, Summary};
-pub use self::gradients::{StepGradients, gradients_of_step};
+pub use self::gradients::{MicroBatches, StepGradients, gradients_of_step};
 
 use crate::run::{Checkpoint, RunDirectory};
 use crate::{Result, TrainConfig, Tuned};
@@ -39,8 +39,8 @@ pub trait Clock {
 
 /// Trains `tuned`, from its start or from a checkpoint of the same run.
 ///
-/// Held-out loss is measured before the first step, every `eval_steps`, and after the last; each new best is
-/// saved. A checkpoint is written every `save_steps`, after the last step, and, where bases were factorised,
+/// Held-out loss is measured before the first step, every `eval_steps`, and after the last, with the scores of
+/// examples that have labels; each new best is saved. A checkpoint is written every `save_steps`, after the last step, and, where bases were factorised,
 /// before the first. Where `stop` becomes true, the step at hand is finished and saved. A checkpoint that cannot
 /// be written is reported to the observer and tried again at the next one; training goes on meanwhile.
 ///
@@ -51,7 +51,7 @@ pub trait Clock {
 ///
 /// use lora_sb_data::{Example, Location};
 /// use lora_sb_kernels::Cpu;
-/// use lora_sb_model::{Config, Model};
+/// use lora_sb_model::{Config, Model, Storage};
 /// use lora_sb_tune::run::{ResolvedPlan, RunDirectory};
 /// use lora_sb_tune::train::{Clock, Event, Observer, TrainingData, train};
 /// use lora_sb_tune::{Method, TrainConfig, Tuned};
@@ -77,10 +77,10 @@ pub trait Clock {
 ///     br#"{"model_type": "llama", "vocab_size": 13, "hidden_size": 8, "intermediate_size": 12,
 ///          "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}"#,
 /// )?;
-/// let mut tuned = Tuned::full(Model::random(config, Arc::new(Cpu::new(1)?), 7)?)?;
+/// let mut tuned = Tuned::full(Model::random(config, Arc::new(Cpu::new(1)?), 7, Storage::Trainable)?)?;
 ///
 /// let source = Location { file: std::path::Path::new("memory").into(), line: 1, element: None };
-/// let example = Example { ids: vec![1, 5, 3, 12], trained: vec![false, true, true, true], source };
+/// let example = Example::text(vec![1, 5, 3, 12], vec![false, true, true, true], source);
 /// let data = TrainingData { train: vec![example], validation: Vec::new() };
 ///
 /// let settings = TrainConfig { max_steps: Some(20), learning_rate: 0.01, ..TrainConfig::defaults(Method::Full) };
@@ -97,8 +97,8 @@ pub trait Clock {
 /// ```
 ///
 /// # Errors
-/// Settings out of range, or other than the plan of `run` says; data without a token to train on; a checkpoint
-/// of another run; a loss or gradient that is not finite (the state before that step is saved); a last
+/// Settings out of range, without use for the method or the task, or other than the plan of `run` says; data
+/// without a token to train on, or labels that are not the task's; a checkpoint of another run; a loss or gradient that is not finite (the state before that step is saved); a last
 /// checkpoint that cannot be written.
 pub fn train(
     tuned: &mut Tuned,

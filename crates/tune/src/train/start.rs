@@ -1,7 +1,10 @@
 //! What a run begins with: its data checked, its state fresh or from a checkpoint.
 
+use lora_sb_data::{Example, Label};
+use lora_sb_model::{Config, Positions, Task};
+
 use super::TrainingData;
-use crate::eval::labelled_tokens;
+use crate::eval::labels;
 use crate::optim::AdamW;
 use crate::run::tensors::sha256;
 use crate::run::{Checkpoint, RunDirectory, TrainState, frozen_sha256};
@@ -89,23 +92,58 @@ pub(super) fn load_trained(tuned: &mut Tuned, checkpoint: &Checkpoint) -> Result
 }
 
 /// Checks the examples against the model, before anything is computed.
-pub(super) fn check_examples(data: &TrainingData, vocab_size: usize) -> Result<()> {
+pub(super) fn check_examples(data: &TrainingData, model: &Config) -> Result<()> {
     for example in data.train.iter().chain(&data.validation) {
-        let wrong = |expected: &str, found: String| {
-            let (name, expected) = (example.source.to_string(), expected.to_owned());
-            Err(Error::Config { name, expected, found })
-        };
-        if example.ids.len() != example.trained.len() {
-            return wrong("one flag for each token", format!("{} flags", example.trained.len()));
-        }
-        if labelled_tokens(example) == 0 {
-            return wrong("at least one trained token behind the first", "none".into());
-        }
-        if let Some(id) = example.ids.iter().find(|&&id| id as usize >= vocab_size) {
-            return wrong(&format!("token ids below the model's vocabulary of {vocab_size}"), id.to_string());
+        if let Some((expected, found)) = mismatch(example, model) {
+            return Err(Error::Config { name: example.source.to_string(), expected, found });
         }
     }
     Ok(())
+}
+
+/// What the model expects of an example, and what it found.
+fn mismatch(example: &Example, model: &Config) -> Option<(String, String)> {
+    let Example { ids, trained, second, label, .. } = example;
+    if let Some(mismatch) = wrong_label(*label, model.task) {
+        return Some(mismatch);
+    }
+    if ids.len() != trained.len() {
+        return Some(("one flag for each token".into(), format!("{} flags", trained.len())));
+    }
+    if labels(example) == 0 {
+        return Some(("at least one trained token behind the first".into(), "none".into()));
+    }
+    if ids.is_empty() || second.is_some_and(|second| second > ids.len()) {
+        return Some(("tokens, those of a second text among them".into(), format!("{} tokens", ids.len())));
+    }
+    if let Positions::Learned { offset } = model.positions {
+        let longest = model.max_position_embeddings.saturating_sub(offset);
+        if ids.len() > longest {
+            let expected = format!("at most the {longest} tokens that the model has positions for");
+            return Some((expected, ids.len().to_string()));
+        }
+    }
+    let id = ids.iter().find(|&&id| id as usize >= model.vocab_size)?;
+    Some((format!("token ids below the model's vocabulary of {}", model.vocab_size), id.to_string()))
+}
+
+fn wrong_label(label: Option<Label>, task: Task) -> Option<(String, String)> {
+    let expected = match (task, label) {
+        (Task::LanguageModel, None) => return None,
+        (Task::Classification { labels }, Some(Label::Class(class))) if (class as usize) < labels => {
+            return None;
+        }
+        (Task::Regression, Some(Label::Value(value))) if value.is_finite() => return None,
+        (Task::LanguageModel, _) => "no label, as the model predicts tokens".into(),
+        (Task::Classification { labels }, _) => format!("a class below the {labels} that the model has"),
+        (Task::Regression, _) => "a finite number as label".into(),
+    };
+    let found = match label {
+        None => "no label".into(),
+        Some(Label::Class(class)) => format!("class {class}"),
+        Some(Label::Value(value)) => format!("the number {value}"),
+    };
+    Some((expected, found))
 }
 
 fn data_sha256(data: &TrainingData) -> String {
@@ -116,6 +154,14 @@ fn data_sha256(data: &TrainingData) -> String {
             bytes.extend((example.ids.len() as u64).to_le_bytes());
             bytes.extend(example.ids.iter().flat_map(|id| id.to_le_bytes()));
             bytes.extend(example.trained.iter().map(|&trained| u8::from(trained)));
+            let (kind, label) = match example.label {
+                None => (0u8, 0),
+                Some(Label::Class(class)) => (1, class),
+                Some(Label::Value(value)) => (2, value.to_bits()),
+            };
+            bytes.push(kind);
+            bytes.extend(label.to_le_bytes());
+            bytes.extend(example.second.map_or(u64::MAX, |second| second as u64).to_le_bytes());
         }
     }
     sha256(&bytes)

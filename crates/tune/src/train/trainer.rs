@@ -1,5 +1,6 @@
 //! The loop itself: steps, evaluations, checkpoints.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,9 +8,10 @@ use lora_sb_data::Example;
 
 use super::start::{check_examples, fresh_state, load_trained, restore};
 use super::{
-    Clock, Cursor, Event, Observer, StepGradients, StepReport, Summary, TrainingData, gradients_of_step,
+    Clock, Cursor, Event, MicroBatches, Observer, StepGradients, StepReport, Summary, TrainingData,
+    gradients_of_step,
 };
-use crate::eval::{Mean, batch_loss};
+use crate::eval::{Measured, measure, metrics_of, scores};
 use crate::export::native;
 use crate::optim::{AdamW, Schedule, clip_factor};
 use crate::run::{Best, Checkpoint, Metric, RunDirectory, TrainState};
@@ -28,6 +30,8 @@ pub(super) struct Trainer<'a> {
     state: TrainState,
     /// The newest checkpoint that was written or resumed from.
     saved: Option<(usize, PathBuf)>,
+    /// Scores of the newest evaluation.
+    last_metrics: BTreeMap<String, f64>,
     failures: Vec<String>,
     log_failed: bool,
     session: Session,
@@ -51,10 +55,11 @@ impl<'a> Trainer<'a> {
         clock: &'a dyn Clock,
     ) -> Result<Self> {
         config.validate()?;
+        config.check_for(tuned.method(), tuned.model.config().task)?;
         run.plan().check_says(config)?;
         let cursor = Cursor::new(data.train.len(), config)?;
         let schedule = config.schedule(data.train.len())?;
-        check_examples(data, tuned.model.config().vocab_size)?;
+        check_examples(data, tuned.model.config())?;
         let all = data.train.iter().chain(&data.validation);
         tuned.model.prepare(all.map(|example| example.ids.len()).max().unwrap_or(0))?;
         let fresh = fresh_state(tuned, data, config, run)?;
@@ -81,6 +86,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             state,
             saved,
+            last_metrics: BTreeMap::new(),
             failures,
             log_failed,
             session,
@@ -126,8 +132,13 @@ impl<'a> Trainer<'a> {
         let indices = self.cursor.step(self.state.step).indices;
         let examples: Vec<&Example> = indices.iter().map(|&index| &self.data.train[index]).collect();
         let learning_rate = self.schedule.learning_rate(self.state.step);
-        let micro_batch = self.config.per_device_train_batch_size;
-        let found = match gradients_of_step(self.tuned, &examples, micro_batch, self.config.recompute()) {
+        let micro_batches = MicroBatches {
+            size: self.config.per_device_train_batch_size,
+            recompute: self.config.recompute(),
+            seed: self.config.seed,
+            step: self.state.step,
+        };
+        let found = match gradients_of_step(self.tuned, &examples, &micro_batches) {
             Err(Error::NotFiniteStep { quantity, found, examples, .. }) => {
                 self.save();
                 let (step, saved) = (self.state.step + 1, self.whereabouts());
@@ -180,33 +191,49 @@ impl<'a> Trainer<'a> {
         self.observer.event(&Event::Step(report));
     }
 
-    /// Measures the held-out loss; whether it is the lowest so far.
+    /// Measures the held-out examples; whether that is the best so far.
     fn evaluate(&mut self) -> Result<bool> {
         let start = self.clock.seconds();
         let step = self.state.step;
-        let mut mean = Mean::default();
-        for chunk in self.data.validation.chunks(self.config.per_device_eval_batch_size) {
-            let part = batch_loss(&self.tuned.model, self.tuned.hook(), chunk)?;
-            if !part.value().is_some_and(f64::is_finite) {
-                let (found, saved) = (part.value().unwrap_or(f64::NAN), self.whereabouts());
-                let examples = chunk.iter().map(|example| example.source.clone()).collect();
-                return Err(Error::NotFiniteStep { step, quantity: "held-out loss", found, examples, saved });
-            }
-            mean.add(part);
-        }
-        let Some(eval_loss) = mean.value() else { return Ok(false) };
-        let here = Best { step, eval_loss };
-        let best = self.state.best.is_none_or(|best| eval_loss < best.eval_loss);
+        let Measured { loss, predictions } = self.measure()?;
+        let Some(eval_loss) = loss.value() else { return Ok(false) };
+        let task = self.tuned.model.config().task;
+        let metrics = match predictions.is_empty() {
+            true => BTreeMap::new(),
+            false => scores(task, &predictions, &self.data.validation, &metrics_of(task))?,
+        };
+        let by = self.config.metric_for_best_model;
+        let score = by.and_then(|metric| metrics.get(metric.name()).copied());
+        let here = Best { step, eval_loss, score };
+        let best = self.state.best.is_none_or(|best| here.beats(&best, by.is_some()));
         if best {
             self.state.best = Some(here);
         }
         self.state.last_eval = Some(here);
         self.state.first_eval_loss.get_or_insert(eval_loss);
+        self.last_metrics = metrics.clone();
         let seconds = self.clock.seconds() - start;
-        self.log(&Metric::Evaluation { step, eval_loss, seconds });
-        let trained_tokens = mean.weight();
-        self.observer.event(&Event::Evaluated { step, eval_loss, trained_tokens, best, seconds });
+        self.log(&Metric::Evaluation { step, eval_loss, metrics: metrics.clone(), seconds });
+        let trained_tokens = loss.weight();
+        self.observer.event(&Event::Evaluated { step, eval_loss, metrics, trained_tokens, best, seconds });
         Ok(best)
+    }
+
+    /// Loss and predictions of the held-out examples.
+    fn measure(&self) -> Result<Measured> {
+        let step = self.state.step;
+        let mut all = Measured::default();
+        for chunk in self.data.validation.chunks(self.config.per_device_eval_batch_size) {
+            let part = measure(&self.tuned.model, self.tuned.hook(), chunk)?;
+            if !part.loss.value().is_some_and(f64::is_finite) {
+                let (found, saved) = (part.loss.value().unwrap_or(f64::NAN), self.whereabouts());
+                let examples = chunk.iter().map(|example| example.source.clone()).collect();
+                return Err(Error::NotFiniteStep { step, quantity: "held-out loss", found, examples, saved });
+            }
+            all.loss.add(part.loss);
+            all.predictions.extend(part.predictions);
+        }
+        Ok(all)
     }
 
     /// Writes a checkpoint where there is none of this step yet. A failure is told and tried again at the next
@@ -267,6 +294,7 @@ impl<'a> Trainer<'a> {
             first_eval_loss: self.state.first_eval_loss,
             last_eval: self.state.last_eval,
             best: self.state.best,
+            last_metrics: self.last_metrics,
             tokens: self.state.tokens,
             trained_tokens: self.state.trained_tokens,
             seconds: self.clock.seconds() - self.session.start,

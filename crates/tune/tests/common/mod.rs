@@ -6,22 +6,32 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lora_sb_data::{Example, Location};
+use lora_sb_data::{Example, Label, Location};
 use lora_sb_kernels::{AdamWStep, Cpu, Generator, Kernels, Stream, Tensor};
-use lora_sb_model::{Batch, Config, Model, Recompute, Sequence, Storage};
-use lora_sb_tune::{AdapterConfig, Convention, InitConfig, Method, Targets, Tuned};
+use lora_sb_model::{Batch, Config, Model, Parameter, Recompute, Sequence, Site, Storage};
+use lora_sb_tune::eval::{labels, sequence};
+use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
 use safetensors::{Dtype, SafeTensors};
+
+// The crate of models compares itself with the same fixtures.
+#[path = "../../../model/tests/support/padded.rs"]
+mod padded;
+
+use padded::Padded;
 
 /// A processor with two threads.
 pub(crate) fn cpu() -> Arc<dyn Kernels> {
     Arc::new(Cpu::new(2).unwrap())
 }
 
+fn golden_root() -> PathBuf {
+    let set = std::env::var_os("LORA_SB_GOLDEN").map(PathBuf::from);
+    set.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden"))
+}
+
 /// The fixtures of a family, or `None` with a line that no test runner swallows.
 pub(crate) fn golden(family: &str) -> Option<PathBuf> {
-    let set = std::env::var_os("LORA_SB_GOLDEN").map(PathBuf::from);
-    let root = set.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden"));
-    let dir = root.join(family);
+    let dir = golden_root().join(family);
     if dir.join("model/config.json").is_file() {
         return Some(dir);
     }
@@ -29,16 +39,66 @@ pub(crate) fn golden(family: &str) -> Option<PathBuf> {
     None
 }
 
+/// The fixtures of all families that have a file, by the families' names; with a line where there are none.
+pub(crate) fn goldens_with(file: &str) -> Vec<(String, PathBuf)> {
+    let entries = std::fs::read_dir(golden_root()).into_iter().flatten().flatten();
+    let dirs = entries.map(|entry| entry.path()).filter(|dir| dir.join(file).is_file());
+    let name = |dir: &Path| dir.file_name().unwrap().to_string_lossy().into_owned();
+    let mut found: Vec<(String, PathBuf)> = dirs.map(|dir| (name(&dir), dir)).collect();
+    found.sort();
+    match found.is_empty() {
+        true => say(&format!("SKIPPED golden {file}: none in {}", golden_root().display())),
+        false => {
+            let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+            say(&format!("golden {file}: {}", names.join(", ")));
+        }
+    }
+    found
+}
+
+/// The targets of a family's adapters, which are those of the adapter that PEFT saved.
+pub(crate) fn golden_targets(dir: &Path) -> Targets {
+    let bytes = std::fs::read(dir.join("peft_adapter/adapter_config.json")).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let names = written["target_modules"].as_array().unwrap();
+    Targets::Names(names.iter().map(|name| name.as_str().unwrap().to_owned()).collect())
+}
+
 /// A line on the terminal. The test runner captures what the printing macros write, but not this.
 pub(crate) fn say(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// The golden model of a family.
+/// The golden model of a family, on a device that takes the padding of its fixtures as transformers does.
 pub(crate) fn golden_model(dir: &Path, storage: Storage) -> Model {
-    let mut model = Model::load(&dir.join("model"), cpu(), storage).unwrap();
+    let mut model = Model::load(&dir.join("model"), golden_device(dir), storage).unwrap();
     model.prepare(64).unwrap();
     model
+}
+
+/// The processor, where no prediction is made from a padding token.
+fn golden_device(dir: &Path) -> Arc<dyn Kernels> {
+    let json = std::fs::read(dir.join("model/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let size = |key: &str| config[key].as_u64();
+    let pad = size("pad_token_id").zip(size("max_position_embeddings"));
+    let Some((pad, positions)) = pad else { return cpu() };
+    let mut batches = Vec::new();
+    let mut include = |examples: &[Example]| {
+        let pads = |example: &Example| example.ids.iter().take_while(|&&id| u64::from(id) == pad).count();
+        batches.push(examples.iter().map(|example| (example.ids.len(), pads(example))).collect::<Vec<_>>());
+    };
+    include(&rows(&Golden::open(&dir.join("inputs.safetensors")), ""));
+    if dir.join("train_batches.safetensors").is_file() {
+        train_batches(dir).iter().for_each(|batch| include(batch));
+    }
+    if batches.iter().flatten().all(|&(_, pads)| pads == 0) {
+        return cpu();
+    }
+    let lengths = |batch: &[(usize, usize)]| batch.iter().map(|row| row.0).collect::<Vec<_>>();
+    let known: BTreeMap<_, _> = batches.iter().map(|batch| (lengths(batch), batch)).collect();
+    assert!(batches.iter().all(|batch| known[&lengths(batch)] == batch), "padding follows from the lengths");
+    Arc::new(Padded::new(batches, Some((pad as u32, positions as usize))))
 }
 
 /// A golden safetensors file.
@@ -55,6 +115,19 @@ impl Golden {
         let view = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(view.dtype(), dtype, "{name}");
         (view.shape().to_vec(), view.data().to_vec())
+    }
+
+    /// Whether it holds a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).is_ok()
+    }
+
+    fn shape(&self, name: &str) -> Vec<usize> {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().shape().to_vec()
+    }
+
+    fn dtype(&self, name: &str) -> Dtype {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().dtype()
     }
 
     /// An f32 tensor: shape and values.
@@ -90,42 +163,61 @@ impl Golden {
     }
 }
 
-/// A golden batch as sequences without their padding: each row's tokens where the attention mask is 1.
+/// A golden batch as sequences without their padding: each row's tokens where the attention mask is 1. A classifier
+/// reads a row's first token, so that padding at the front, of which transformers predicts, stays.
 pub(crate) fn rows(file: &Golden, prefix: &str) -> Vec<Example> {
-    let (shape, ids) = file.i64(&format!("{prefix}input_ids"));
-    let mask = file.i64(&format!("{prefix}attention_mask")).1;
-    let labels = file.i64(&format!("{prefix}labels")).1;
+    let name = |name: &str| format!("{prefix}{name}");
+    let (shape, ids) = file.i64(&name("input_ids"));
+    let mask = file.i64(&name("attention_mask")).1;
+    let types = file.has(&name("token_type_ids")).then(|| file.i64(&name("token_type_ids")).1);
+    let classified = file.shape(&name("labels")).len() == 1;
     let row = |row: usize| {
-        let real: Vec<usize> = (row * shape[1]..(row + 1) * shape[1]).filter(|&at| mask[at] == 1).collect();
-        let mut trained: Vec<bool> = real.iter().map(|&at| labels[at] != -100).collect();
-        trained[0] = false;
-        example(&real.iter().map(|&at| ids[at] as u32).collect::<Vec<_>>(), &trained)
+        let places = row * shape[1]..(row + 1) * shape[1];
+        let end = places.clone().rposition(|at| mask[at] == 1).unwrap() + places.start + 1;
+        let real: Vec<usize> = places.filter(|&at| mask[at] == 1 || classified && at < end).collect();
+        let own: Vec<u32> = real.iter().map(|&at| ids[at] as u32).collect();
+        let mut example = example(&own, &vec![false; own.len()]);
+        example.second = types.as_ref().and_then(|types| real.iter().position(|&at| types[at] == 1));
+        (example, real)
     };
-    (0..shape[0]).map(row).collect()
+    let mut rows: Vec<(Example, Vec<usize>)> = (0..shape[0]).map(row).collect();
+    if file.dtype(&name("labels")) == Dtype::F32 {
+        let values = file.f32(&name("labels")).1;
+        rows.iter_mut().zip(values).for_each(|(row, value)| row.0.label = Some(Label::Value(value)));
+    } else {
+        let (shape, labels) = file.i64(&name("labels"));
+        for (number, (example, real)) in rows.iter_mut().enumerate() {
+            if shape.len() == 1 {
+                example.label = Some(Label::Class(labels[number] as u32));
+                continue;
+            }
+            example.trained = real.iter().map(|&at| labels[at] != -100).collect();
+            example.trained[0] = false;
+        }
+    }
+    rows.into_iter().map(|(example, _)| example).collect()
 }
 
 /// An example from nowhere.
 pub(crate) fn example(ids: &[u32], trained: &[bool]) -> Example {
     let source = Location { file: Path::new("test").into(), line: 1, element: None };
-    Example { ids: ids.to_vec(), trained: trained.to_vec(), source }
+    Example::text(ids.to_vec(), trained.to_vec(), source)
 }
 
-/// One batch whose loss is the mean over all its labelled tokens.
+/// One batch whose loss is the mean over all its labels.
 pub(crate) fn mean_batch(kernels: &dyn Kernels, examples: &[Example]) -> Batch {
-    let labelled: usize = examples.iter().map(Example::trained_tokens).sum();
+    let labelled: usize = examples.iter().map(labels).sum();
     weighted_batch(kernels, examples, |_| 1.0 / labelled as f32)
 }
 
-/// One batch with a weight for each sequence's labelled tokens.
+/// One batch with a weight for each sequence's labels.
 pub(crate) fn weighted_batch(
     kernels: &dyn Kernels,
     examples: &[Example],
     weight: impl Fn(&Example) -> f32,
 ) -> Batch {
-    let mut sequences = Vec::new();
-    for example in examples {
-        sequences.push(Sequence { ids: &example.ids, trained: &example.trained, weight: weight(example) });
-    }
+    let sequences: Vec<Sequence<'_>> =
+        examples.iter().map(|example| sequence(example, weight(example))).collect();
     Batch::pack(kernels, &sequences).unwrap()
 }
 
@@ -156,6 +248,7 @@ pub(crate) fn adamw_losses(
             let (m, v) = moments.entry(name.into()).or_insert_with(|| (zeros(), zeros()));
             Ok(kernels.adamw(&numbers, gradient, value, m, v)?)
         };
+        tuned.adjust_gradients().unwrap();
         tuned.visit(&mut update).unwrap();
     }
     losses.push(tuned.loss(&batches[steps % batches.len()]).unwrap());
@@ -205,9 +298,46 @@ pub(crate) fn tiny_model(layers: usize) -> Model {
             "initializer_range": 0.3, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "attention_bias": false,
             "mlp_bias": false, "tie_word_embeddings": false}}"#
     );
-    let mut model = Model::random(Config::from_json(json.as_bytes()).unwrap(), cpu(), 11).unwrap();
+    let mut model =
+        Model::random(Config::from_json(json.as_bytes()).unwrap(), cpu(), 11, Storage::Trainable).unwrap();
     model.prepare(64).unwrap();
     model
+}
+
+/// A tiny random encoder with a classification head, as unkind: `bert` or `roberta`, for `labels` classes or, with
+/// one, for numbers.
+pub(crate) fn tiny_encoder(model_type: &str, labels: usize) -> Model {
+    let names: Vec<String> = (0..labels).map(|label| format!("\"{label}\": \"LABEL_{label}\"")).collect();
+    let json = format!(
+        r#"{{"model_type": "{model_type}", "vocab_size": 29, "hidden_size": 18, "intermediate_size": 23,
+            "num_hidden_layers": 2, "num_attention_heads": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 40, "type_vocab_size": 2, "initializer_range": 0.3, "pad_token_id": 1,
+            "id2label": {{{}}}}}"#,
+        names.join(", ")
+    );
+    let config = Config::from_json(json.as_bytes()).unwrap();
+    Model::random(config, cpu(), 11, Storage::Trainable).unwrap()
+}
+
+/// Examples with a label, one text or a pair each. Class `c` of 3 (or the value `c`) shows in its tokens: they are
+/// those whose number is `c` more than a multiple of 3, but for one in four that is drawn at random.
+pub(crate) fn labelled_examples(count: usize, seed: u64, label: impl Fn(u32) -> Label) -> Vec<Example> {
+    let mut generator = Generator::new(seed, Stream::Order, 1);
+    let one = |number: usize| {
+        let class = generator.below(3);
+        let length = 4 + generator.below(9);
+        let mut token = || match generator.below(4) {
+            0 => 2 + generator.below(27) as u32,
+            _ => (3 + 3 * generator.below(8) + class) as u32,
+        };
+        let ids: Vec<u32> = (0..length).map(|_| token()).collect();
+        let mut example = example(&ids, &vec![false; length]);
+        example.source.line = number + 1;
+        example.second = number.is_multiple_of(2).then_some(length / 2);
+        example.label = Some(label(class as u32));
+        example
+    };
+    (0..count).map(one).collect()
 }
 
 /// Examples of different lengths, the first third of each untrained.
@@ -221,21 +351,36 @@ pub(crate) fn tiny_examples(count: usize) -> Vec<Example> {
     (0..count).map(one).collect()
 }
 
-/// An adapter of rank 5 on all linear layers.
+/// An adapter with the scale 1 on all linear layers: of rank 5, of rank 3 where twice that has to fit.
 pub(crate) fn config(method: Method) -> AdapterConfig {
+    let rank = if method == Method::LoraGa { 3 } else { 5 };
     AdapterConfig {
         method,
-        rank: 5,
-        lora_alpha: 5.0,
+        rank,
+        lora_alpha: if method == Method::RsLora { (rank as f64).sqrt() } else { rank as f64 },
+        lora_dropout: 0.0,
         target_modules: Targets::AllLinear,
-        init: InitConfig { samples: 6, convention: Convention::PerSample, eta: 1e-2, max_tokens: 32 },
+        init: InitConfig {
+            bases: Bases::of(method),
+            samples: 6,
+            convention: Convention::PerSample,
+            eta: 1e-2,
+            max_tokens: 32,
+        },
+        modules_to_save: Vec::new(),
         seed: 3,
     }
 }
 
-/// A tiny tuned model; LoRA's B, which starts at zero, is moved off it.
+/// All methods with an adapter.
+pub(crate) fn adapters() -> impl Iterator<Item = Method> {
+    Method::ALL.into_iter().filter(|&method| method != Method::Full)
+}
+
+/// A tiny tuned model with the scale 2; what starts where the base is, is moved off it.
 pub(crate) fn tiny_tuned(method: Method) -> Tuned {
-    let config = AdapterConfig { lora_alpha: 10.0, ..config(method) };
+    let config = config(method);
+    let config = AdapterConfig { lora_alpha: 2.0 * config.lora_alpha, ..config };
     let mut tuned = Tuned::adapt(tiny_model(2), &config, &tiny_examples(6), &mut |_| ()).unwrap();
     if method != Method::LoraSb {
         shake(&mut tuned, 0.1);
@@ -302,6 +447,13 @@ pub(crate) fn train_batches(dir: &Path) -> Vec<Vec<Example>> {
     (0..4).map(|index| rows(&train, &format!("batch{index}."))).collect()
 }
 
+/// Tokens of the largest: an initialisation with that many a micro-batch takes each by itself, and the device of
+/// [`golden_model`] knows its padding.
+pub(crate) fn largest_batch(batches: &[Vec<Example>]) -> usize {
+    let tokens = |batch: &Vec<Example>| batch.iter().map(|example| example.ids.len()).sum();
+    batches.iter().map(tokens).max().unwrap_or(0)
+}
+
 /// Each as one batch whose loss is its mean.
 pub(crate) fn mean_batches(kernels: &dyn Kernels, batches: &[Vec<Example>]) -> Vec<Batch> {
     batches.iter().map(|batch| mean_batch(kernels, batch)).collect()
@@ -326,4 +478,16 @@ pub(crate) fn named_tensors(
         }
     }
     tensors
+}
+
+/// The base's weight at a site.
+pub(crate) fn weight(model: &Model, site: Site) -> &Tensor {
+    model.weight(Parameter::Weight(site)).unwrap()
+}
+
+/// What the adapter adds to the weight at a site.
+pub(crate) fn delta(tuned: &Tuned, site: Site) -> Vec<f32> {
+    let kernels = tuned.model.kernels().as_ref();
+    let delta = tuned.adapter().unwrap().delta(kernels, site, weight(&tuned.model, site)).unwrap();
+    kernels.to_f32(&delta.unwrap()).unwrap()
 }

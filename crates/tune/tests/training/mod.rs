@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_sb_data::{Example, Location};
 use lora_sb_kernels::Kernels;
-use lora_sb_model::Model;
+use lora_sb_model::{Model, Recompute};
 use lora_sb_tune::optim::Scheduler;
 use lora_sb_tune::run::{Checkpoint, Disk, Fill, LocalDisk, Metric, ResolvedPlan, RunDirectory};
-use lora_sb_tune::train::{Clock, Event, Observer, Summary, TrainingData, train};
-use lora_sb_tune::{Method, Result, TrainConfig, Tuned};
+use lora_sb_tune::train::{Clock, Event, MicroBatches, Observer, Summary, TrainingData, train};
+use lora_sb_tune::{AdapterConfig, Method, Result, TrainConfig, Tuned};
 
 use crate::common;
 
@@ -72,7 +72,7 @@ pub fn examples(count: usize, vocabulary: usize, seed: u64) -> Vec<Example> {
         let ids = (0..length).map(|_| generator.below(vocabulary) as u32).collect();
         let trained = (0..length).map(|at| at > length / 3).collect();
         let source = Location { file: Path::new("train.jsonl").into(), line, element: None };
-        Example { ids, trained, source }
+        Example::text(ids, trained, source)
     };
     (1..=count).map(one).collect()
 }
@@ -111,18 +111,39 @@ pub fn plan(config: &TrainConfig) -> ResolvedPlan {
 
 /// A tiny model to be trained with a method, always the same.
 pub fn tuned(method: Method) -> Tuned {
-    let model = common::tiny_model(2);
-    if method == Method::Full {
-        return Tuned::full(model).unwrap();
-    }
-    Tuned::adapt(model, &common::config(method), &common::tiny_examples(6), &mut |_| ()).unwrap()
+    tuned_with(&adapter(method))
+}
+
+/// The adapter of these runs. LoRA-GA takes twice its rank of singular vectors, and the smallest side is 6.
+pub fn adapter(method: Method) -> AdapterConfig {
+    let rank = if method == Method::LoraGa { 3 } else { 5 };
+    AdapterConfig { rank, lora_alpha: rank as f64, ..common::config(method) }
+}
+
+/// The same with other settings.
+pub fn tuned_with(adapter: &AdapterConfig) -> Tuned {
+    Tuned::adapt(common::tiny_model(2), adapter, &common::tiny_examples(6), &mut |_| ()).unwrap()
 }
 
 /// The same, out of a checkpoint, as a new process does it.
 pub fn restored(method: Method, run: &RunDirectory, checkpoint: &Checkpoint) -> Tuned {
-    let model: Model = common::tiny_model(2);
+    restored_on(common::tiny_model(2), &adapter(method), run, checkpoint)
+}
+
+/// The same with other settings on another model.
+pub fn restored_on(
+    model: Model,
+    adapter: &AdapterConfig,
+    run: &RunDirectory,
+    checkpoint: &Checkpoint,
+) -> Tuned {
     let tensors = run.tensors(checkpoint, model.kernels().as_ref()).unwrap();
-    Tuned::restore(model, &common::config(method), tensors).unwrap()
+    Tuned::restore(model, adapter, tensors).unwrap()
+}
+
+/// All of a step's examples, `size` at a time.
+pub fn micro_batches(size: usize, recompute: Recompute) -> MicroBatches {
+    MicroBatches { size, recompute, seed: 1, step: 0 }
 }
 
 /// A run to its end, or to `stop_after`.
@@ -133,10 +154,21 @@ pub fn run(
     resume: Option<Checkpoint>,
     stop_after: Option<usize>,
 ) -> (Result<Summary>, Vec<Event>) {
+    run_on(&data(), tuned, config, directory, resume, stop_after)
+}
+
+/// The same on other data.
+pub fn run_on(
+    data: &TrainingData,
+    tuned: &mut Tuned,
+    config: &TrainConfig,
+    directory: &mut RunDirectory,
+    resume: Option<Checkpoint>,
+    stop_after: Option<usize>,
+) -> (Result<Summary>, Vec<Event>) {
     let stop = AtomicBool::new(false);
     let mut recorder = Recorder { events: Vec::new(), stop_after: stop_after.map(|step| (step, &stop)) };
-    let summary =
-        train(tuned, &data(), config, directory, resume, &mut recorder, &FakeClock::default(), &stop);
+    let summary = train(tuned, data, config, directory, resume, &mut recorder, &FakeClock::default(), &stop);
     (summary, recorder.events)
 }
 

@@ -188,6 +188,9 @@ impl Task {
                 let mut inverse_totals = [0.0; QUERIES];
                 for (i, seen) in block.visible.iter().enumerate() {
                     let row = &mut scores[i * keys..][..keys];
+                    if let Some(cap) = geometry.soft_cap {
+                        vector::soft_cap(&mut row[seen.clone()], cap);
+                    }
                     let max = vector::max(&row[seen.clone()]);
                     let total = vector::exp_in_place_minus(&mut row[seen.clone()], max);
                     row[..seen.start].fill(0.0);
@@ -207,9 +210,30 @@ impl Task {
                 for (i, row) in block.rows.clone().enumerate() {
                     // SAFETY: as above.
                     let row = unsafe { o.slice(heads.query_offset(row, head), e) };
+                    if !vector::all_finite(row) {
+                        let p = &scores[i * keys..][..keys];
+                        self.visible_sum(heads, inputs.v, &block, (p, &block.visible[i]), row);
+                    }
                     vector::scale(row, inverse_totals[i]);
                 }
             }
+        }
+    }
+
+    /// `o = sum p_j v_j` over the seen keys alone: in the block's product an infinite or NaN value of a key that
+    /// the query must not see meets a probability of 0, which makes NaN.
+    fn visible_sum(
+        &self,
+        heads: &Heads<'_>,
+        v: &[f32],
+        block: &Block,
+        (p, seen): (&[f32], &Range<usize>),
+        o: &mut [f32],
+    ) {
+        o.fill(0.0);
+        for j in seen.clone() {
+            let at = heads.key_offset(block.keys.start + j, self.kv_head);
+            vector::axpy(p[j], &v[at..at + o.len()], o);
         }
     }
 
@@ -251,13 +275,11 @@ impl Task {
                     let delta = vector::dot(&outputs.d_o[at..at + e], &outputs.o[at..at + e]);
                     let lse = outputs.lse[row * geometry.heads + head];
                     let (p, ds) = (&mut p[i * keys..][..keys], &mut ds[i * keys..][..keys]);
-                    probabilities_and_slopes(
-                        &mut p[seen.clone()],
-                        &mut ds[seen.clone()],
-                        lse,
-                        delta,
-                        geometry.scale,
-                    );
+                    let (p_seen, ds_seen) = (&mut p[seen.clone()], &mut ds[seen.clone()]);
+                    match geometry.soft_cap {
+                        None => probabilities_and_slopes(p_seen, ds_seen, lse, delta, geometry.scale),
+                        Some(cap) => capped_slopes(p_seen, ds_seen, lse, delta, geometry.scale, cap),
+                    }
                     for outside in [0..seen.start, seen.end..keys] {
                         p[outside.clone()].fill(0.0);
                         ds[outside].fill(0.0);
@@ -305,6 +327,18 @@ vectorised! {
         for (s, dp) in s.iter_mut().zip(dp) {
             *s = lanes::exp::<L>(*s - lse);
             *dp = *s * (*dp - delta) * scale;
+        }
+    }
+}
+
+vectorised! {
+    /// Over `s`: `p = exp(cap t - lse)` with `t = tanh(s / cap)`; over `dp`: `p (dp - delta) (1 - t^2) scale`.
+    fn capped_slopes<L>(s: &mut [f32], dp: &mut [f32], lse: f32, delta: f32, scale: f32, cap: f32) {
+        let inverse = cap.recip();
+        for (s, dp) in s.iter_mut().zip(dp) {
+            let t = lanes::tanh::<L>(*s * inverse);
+            *s = lanes::exp::<L>(cap * t - lse);
+            *dp = *s * (*dp - delta) * ((1.0 - t * t) * scale);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::op::elementwise::check_cap;
 use crate::{Error, Result};
 
 /// Which keys of its own segment a query sees.
@@ -31,6 +32,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Which keys a query sees.
     pub mask: Mask,
+    /// Bounds the scores before the softmax, `s = cap tanh(s / cap)`; a positive number.
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionShape {
@@ -40,6 +43,9 @@ impl AttentionShape {
     }
 
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        if let Some(cap) = self.soft_cap {
+            check_cap(op, cap)?;
+        }
         let (h, g) = (self.heads, self.kv_heads);
         if h > 0 && g > 0 && h.is_multiple_of(g) && self.head_size > 0 {
             return Ok(());
@@ -62,47 +68,66 @@ impl AttentionShape {
     }
 }
 
-/// The boundaries of packed sequences: segment n holds the queries `query_starts[n]..query_starts[n+1]`
-/// and the keys `key_starts[n]..key_starts[n+1]`.
+/// The boundaries of sequences: which rows of the queries and which of the keys belong to each segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segments {
+    /// Segment n holds the queries `query_starts[n]..query_starts[n+1]`.
     query_starts: Vec<usize>,
-    key_starts: Vec<usize>,
+    keys: Vec<Range<usize>>,
+    /// S.
+    rows: usize,
 }
 
 impl Segments {
     /// Sequences that attend to themselves, one after another.
     pub fn packed(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let starts = starts(lengths);
-        Segments { query_starts: starts.clone(), key_starts: starts }
+        let query_starts = starts(lengths);
+        let keys = ranges(&query_starts).collect();
+        Segments { rows: last(&query_starts), query_starts, keys }
     }
 
-    /// Sequences whose queries are the last of their keys, as (queries, keys) lengths.
+    /// Sequences whose queries are the last of their keys, as (queries, keys) lengths; all one after another.
     ///
     /// # Errors
     /// Where a segment has fewer keys than queries.
     pub fn cached(lengths: &[(usize, usize)]) -> Result<Self> {
-        if let Some((queries, keys)) = lengths.iter().find(|(queries, keys)| queries > keys) {
-            let message = format!("a segment of {queries} queries has only {keys} keys");
-            return Err(Error::Value { op: "attention", message });
+        let key_starts = starts(lengths.iter().map(|length| length.1));
+        let held: Vec<_> = lengths.iter().map(|length| length.0).zip(ranges(&key_starts)).collect();
+        Segments::within(last(&key_starts), &held)
+    }
+
+    /// The same with keys anywhere in a store of `rows` rows, as (queries, rows of the keys). For the forward pass:
+    /// the backward leaves the gradients of rows that are nobody's unspecified.
+    ///
+    /// # Errors
+    /// Where a segment has fewer keys than queries, or keys outside the store.
+    pub fn within(rows: usize, segments: &[(usize, Range<usize>)]) -> Result<Self> {
+        let failed = |message| Err(Error::Value { op: "attention", message });
+        for (queries, keys) in segments {
+            if *queries > keys.len() {
+                return failed(format!("a segment of {queries} queries has only {} keys", keys.len()));
+            }
+            if keys.end > rows {
+                return failed(format!("keys {keys:?} in a store of S={rows} rows"));
+            }
         }
-        let query_starts = starts(lengths.iter().map(|length| length.0));
-        Ok(Segments { query_starts, key_starts: starts(lengths.iter().map(|length| length.1)) })
+        let query_starts = starts(segments.iter().map(|segment| segment.0));
+        Ok(Segments { query_starts, keys: segments.iter().map(|segment| segment.1.clone()).collect(), rows })
     }
 
     /// T, all queries.
     pub fn queries(&self) -> usize {
-        self.query_starts.last().copied().unwrap_or(0)
+        last(&self.query_starts)
     }
 
-    /// S, all keys.
+    /// S, all rows of keys.
     pub fn keys(&self) -> usize {
-        self.key_starts.last().copied().unwrap_or(0)
+        self.rows
     }
 
     /// The number of segments.
     pub fn len(&self) -> usize {
-        self.query_starts.len() - 1
+        self.keys.len()
     }
 
     /// True where nothing is packed.
@@ -112,9 +137,16 @@ impl Segments {
 
     /// The queries and keys of every segment.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (Range<usize>, Range<usize>)> + '_ {
-        let queries = self.query_starts.windows(2).map(|pair| pair[0]..pair[1]);
-        queries.zip(self.key_starts.windows(2).map(|pair| pair[0]..pair[1]))
+        ranges(&self.query_starts).zip(self.keys.iter().cloned())
     }
+}
+
+fn last(starts: &[usize]) -> usize {
+    starts.last().copied().unwrap_or(0)
+}
+
+fn ranges(starts: &[usize]) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
+    starts.windows(2).map(|pair| pair[0]..pair[1])
 }
 
 fn starts(lengths: impl IntoIterator<Item = usize>) -> Vec<usize> {

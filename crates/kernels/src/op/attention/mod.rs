@@ -4,9 +4,12 @@
 //! `p_ij = exp(s_ij - lse_i)` with `lse_i = ln sum_j exp(s_ij)`, `o_i = sum_j p_ij v_j`.
 //! Source: Vaswani et al., arXiv 1706.03762, equation 1; grouped key/value heads: arXiv 2305.13245.
 //!
+//! With a soft cap c, as in Gemma 2 (arXiv 2408.00118, section 2), `s_ij = c tanh(scale q_i . k_j / c)`.
+//!
 //! Backward, from `do` with `delta_i = do_i . o_i` (arXiv 2205.14135, appendix B.4):
 //! `dv_j = sum_i p_ij do_i`, `ds_ij = p_ij (do_i . v_j - delta_i)`,
 //! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`.
+//! With a soft cap, `ds_ij` is multiplied by its derivative, `1 - (s_ij / c)^2`.
 //! Probabilities are computed again from `lse`; no more than a tile of them exists at a time.
 
 mod cpu;
@@ -19,7 +22,8 @@ use crate::{Result, Tensor, shape};
 
 /// Attention over packed sequences; q `[T, H*E]`, k and v `[S, G*E]`, where S = T except when generating.
 pub trait Attention {
-    /// o `[T, H*E]`, lse `[T, H]` (kept for the backward).
+    /// o `[T, H*E]`, lse `[T, H]` (kept for the backward). Nothing that a key outside the mask or in another
+    /// segment holds reaches a query, not even infinities and NaN.
     fn attention(
         &self,
         geometry: &AttentionShape,
@@ -31,7 +35,8 @@ pub trait Attention {
         lse: &mut Tensor,
     ) -> Result<()>;
 
-    /// Gradients of all three inputs, replaced: dq `[T, H*E]`, dk and dv `[S, G*E]`.
+    /// Gradients of all three inputs, replaced: dq `[T, H*E]`, dk and dv `[S, G*E]`. An infinite or NaN operand
+    /// of one token may make NaN of any gradient in its segment.
     fn attention_backward(
         &self,
         geometry: &AttentionShape,

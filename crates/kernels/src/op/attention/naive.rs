@@ -2,6 +2,7 @@
 
 use super::{AttentionShape, Segments};
 use crate::Number;
+use crate::op::elementwise::naive::soft_capped;
 
 /// Row `index` of a `[rows, heads*E]` array, head `head`.
 fn head<F>(x: &[F], index: usize, heads: usize, head: usize, e: usize) -> &[F] {
@@ -28,8 +29,8 @@ pub fn forward<F: Number>(
                 let seen = a.visible(i, queries.len(), keys.len());
                 let row = |j: usize| keys.start + j;
                 let q = head(q, t, a.heads, h, e);
-                let scores: Vec<F> =
-                    seen.clone().map(|j| scale * dot(q, head(k, row(j), a.kv_heads, g, e))).collect();
+                let score = |j| scale * dot(q, head(k, row(j), a.kv_heads, g, e));
+                let scores: Vec<F> = seen.clone().map(|j| soft_capped(a.soft_cap, score(j)).0).collect();
                 let max = scores.iter().copied().fold(scores[0], |max, s| if s > max { s } else { max });
                 let total: F = scores.iter().map(|&s| (s - max).exp()).sum();
                 lse[t * a.heads + h] = max + total.ln();
@@ -66,8 +67,9 @@ pub fn backward<F: Number>(
                 for j in a.visible(i, queries.len(), keys.len()) {
                     let s = keys.start + j;
                     let (k, v) = (head(k, s, a.kv_heads, g, e), head(v, s, a.kv_heads, g, e));
-                    let p = (scale * dot(q, k) - lse[t * a.heads + h]).exp();
-                    let ds = p * (dot(d_o, v) - delta) * scale;
+                    let (score, slope) = soft_capped(a.soft_cap, scale * dot(q, k));
+                    let p = (score - lse[t * a.heads + h]).exp();
+                    let ds = p * (dot(d_o, v) - delta) * slope * scale;
                     let key = (s * a.kv_heads + g) * e;
                     for c in 0..e {
                         dv[key + c] += p * d_o[c];

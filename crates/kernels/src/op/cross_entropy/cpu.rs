@@ -2,10 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::{CrossEntropy, dims};
+use super::{CrossEntropy, classes, dims};
 use crate::buffer::Floats;
 use crate::cpu::gemm::{Output, View, gemm};
-use crate::cpu::vector;
+use crate::cpu::vector::{self, LANES, lanes, vectorised};
+use crate::op::elementwise::check_cap;
 use crate::{Accum, Cpu, Result, Tensor};
 
 impl CrossEntropy for Cpu {
@@ -15,12 +16,16 @@ impl CrossEntropy for Cpu {
         w: &Tensor,
         labels: &Tensor,
         weights: &Tensor,
+        soft_cap: Option<f32>,
         chunk_rows: usize,
         mut dx: Option<&mut Tensor>,
         mut dw: Option<&mut Tensor>,
     ) -> Result<f64> {
         let op = "cross_entropy";
         let (d, v) = dims(x, w, labels, weights, dx.as_deref(), dw.as_deref())?;
+        if let Some(cap) = soft_cap {
+            check_cap(op, cap)?;
+        }
         let (x, w) = (Floats::F32(x.f32(op, "x")?), w.floats(op, "w")?);
         let (labels, weights) = (labels.u32(op, "labels")?, weights.f32(op, "weights")?);
         let vocabulary = View::rows(w, 0, v, d, d);
@@ -33,7 +38,7 @@ impl CrossEntropy for Cpu {
             let logits = &mut logits.as_mut_slice()[..rows.len() * v];
             let out = Output::rows(logits, v);
             gemm(&self.pool, &self.recycler, hidden, vocabulary.transposed(), 1.0, Accum::Replace, out);
-            loss += self.losses(logits, &labels[rows.clone()], &weights[rows.clone()], v);
+            loss += self.losses(logits, &labels[rows.clone()], &weights[rows.clone()], v, soft_cap);
             let slopes = View::rows(Floats::F32(logits), 0, rows.len(), v, v);
             if let Some(dx) = dx.as_deref_mut() {
                 let dx = Output::rows(&mut dx.f32_mut(op, "dx")?[rows.start * d..rows.end * d], d);
@@ -46,14 +51,29 @@ impl CrossEntropy for Cpu {
         }
         Ok(loss)
     }
+
+    fn cross_entropy_of_logits(&self, logits: &mut Tensor, labels: &Tensor, weights: &Tensor) -> Result<f64> {
+        let op = "cross_entropy_of_logits";
+        let c = classes(logits, labels, weights)?;
+        let (labels, weights) = (labels.u32(op, "labels")?, weights.f32(op, "weights")?);
+        let logits = logits.f32_mut(op, "logits")?;
+        if labels.is_empty() {
+            return Ok(0.0);
+        }
+        Ok(self.losses(logits, labels, weights, c, None))
+    }
 }
 
 impl Cpu {
     /// The sum of the rows' weighted losses in their order; `z [rows, V]` becomes its gradient.
-    fn losses(&self, z: &mut [f32], labels: &[u32], weights: &[f32], v: usize) -> f64 {
+    fn losses(&self, z: &mut [f32], labels: &[u32], weights: &[f32], v: usize, soft_cap: Option<f32>) -> f64 {
         let losses: Vec<f64> = self.pool.install(|| {
             let rows = z.par_chunks_mut(v).zip(labels).zip(weights);
-            rows.map(|((z, &label), &weight)| row_loss(z, label as usize, weight)).collect()
+            rows.map(|((z, &label), &weight)| match soft_cap {
+                None => row_loss(z, label as usize, weight),
+                Some(cap) => capped_row_loss(z, label as usize, weight, cap),
+            })
+            .collect()
         });
         losses.iter().sum()
     }
@@ -68,4 +88,45 @@ fn row_loss(z: &mut [f32], label: usize, weight: f32) -> f64 {
     vector::scale(z, weight / total);
     z[label] -= weight;
     f64::from(weight) * loss
+}
+
+/// As [`row_loss`] with `c tanh(z / c)` in place of z; `z` becomes the gradient behind the cap's derivative.
+fn capped_row_loss(z: &mut [f32], label: usize, weight: f32, cap: f32) -> f64 {
+    vector::soft_cap(z, cap);
+    let labelled = z[label];
+    let max = vector::max(z);
+    let total = sum_of_exp_minus(z, max);
+    let loss = f64::from(max) + f64::from(total).ln() - f64::from(labelled);
+    capped_gradient(z, max, weight / total, cap);
+    let t = labelled / cap;
+    z[label] -= weight * (1.0 - t * t);
+    f64::from(weight) * loss
+}
+
+vectorised! {
+    /// The sum of `exp(z - shift)`: the capped values are needed again, so they are not overwritten.
+    fn sum_of_exp_minus<L>(z: &[f32], shift: f32) -> f32 {
+        let mut parts = [0.0f32; LANES];
+        let (chunks, rest) = z.as_chunks::<LANES>();
+        for z in chunks {
+            for (part, &z) in parts.iter_mut().zip(z) {
+                *part += lanes::exp::<L>(z - shift);
+            }
+        }
+        for (part, &z) in parts.iter_mut().zip(rest) {
+            *part += lanes::exp::<L>(z - shift);
+        }
+        lanes::combine(parts, |a, b| a + b)
+    }
+}
+
+vectorised! {
+    /// `z = factor exp(z - shift) (1 - (z / cap)^2)`.
+    fn capped_gradient<L>(z: &mut [f32], shift: f32, factor: f32, cap: f32) {
+        let inverse = cap.recip();
+        for z in z {
+            let t = *z * inverse;
+            *z = factor * lanes::exp::<L>(*z - shift) * (1.0 - t * t);
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The element-wise operations on the CPU.
 
-use super::{Elementwise, check};
+use super::{Elementwise, check, check_cap};
 use crate::cpu::blocks::BLOCK;
 use crate::cpu::vector::{self, vectorised};
 use crate::{Cpu, Result, Tensor};
@@ -22,6 +22,19 @@ impl Elementwise for Cpu {
     fn scaled_sign(&self, alpha: f32, x: &mut Tensor) -> Result<()> {
         let x = x.f32_mut("scaled_sign", "x")?;
         self.each(x.len(), x.chunks_mut(BLOCK), |x| signs(alpha, x));
+        Ok(())
+    }
+
+    fn scale(&self, alpha: f32, x: &mut Tensor) -> Result<()> {
+        let x = x.f32_mut("scale", "x")?;
+        self.each(x.len(), x.chunks_mut(BLOCK), |x| vector::scale(x, alpha));
+        Ok(())
+    }
+
+    fn soft_cap(&self, cap: f32, x: &mut Tensor) -> Result<()> {
+        check_cap("soft_cap", cap)?;
+        let x = x.f32_mut("soft_cap", "x")?;
+        self.each(x.len(), x.chunks_mut(BLOCK), |x| vector::soft_cap(x, cap));
         Ok(())
     }
 }

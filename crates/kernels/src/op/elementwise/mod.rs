@@ -3,7 +3,7 @@
 mod cpu;
 pub mod naive;
 
-use crate::{Result, Tensor, shape};
+use crate::{Error, Result, Tensor, shape};
 
 /// Operations on each element alone.
 pub trait Elementwise {
@@ -15,6 +15,25 @@ pub trait Elementwise {
 
     /// `x = alpha sign(x)`, with sign(0) = 0: AdamW's first step from zero moments, for `alpha = -lr`.
     fn scaled_sign(&self, alpha: f32, x: &mut Tensor) -> Result<()>;
+
+    /// `x = alpha x`.
+    fn scale(&self, alpha: f32, x: &mut Tensor) -> Result<()>;
+
+    /// `x = cap tanh(x / cap)`: keeps scores and logits within `-cap..cap`. Source: Gemma 2, arXiv 2408.00118,
+    /// section 2. Its derivative, `1 - (x / cap)^2` of the result, is taken by the operations that have a
+    /// backward: attention and the loss.
+    ///
+    /// # Errors
+    /// Where the cap is not a positive number.
+    fn soft_cap(&self, cap: f32, x: &mut Tensor) -> Result<()>;
+}
+
+/// Checks that a cap bounds something.
+pub(crate) fn check_cap(op: &'static str, cap: f32) -> Result<()> {
+    if cap.is_finite() && cap > 0.0 {
+        return Ok(());
+    }
+    Err(Error::Value { op, message: format!("a soft cap of {cap}; a positive number is needed") })
 }
 
 /// Checks that both have one shape.

@@ -1,21 +1,14 @@
 //! Gated activations of the feed-forward layer: `h = act(gate) * up`.
 //!
-//! With SiLU, `act(z) = z * sigmoid(z)`, this is SwiGLU.
+//! With SiLU this is SwiGLU, with GELU GEGLU; the activations and their derivatives are those of
+//! [`activation`](super::activation).
 //! Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202, equation 5.
-//! Backward: `dgate = dh * up * act'(gate)`, `dup = dh * act(gate)`, and for SiLU with `s = sigmoid(z)`,
-//! `act'(z) = s * (1 + z * (1 - s))`.
+//! Backward: `dgate = dh * up * act'(gate)`, `dup = dh * act(gate)`.
 
 mod cpu;
 pub mod naive;
 
-use crate::{Result, Tensor, shape};
-
-/// The nonlinearity of the gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `z * sigmoid(z)`; `silu` or `swish` in configuration files.
-    Silu,
-}
+use crate::{Activation, Result, Tensor, shape};
 
 /// Gated activation, element by element.
 pub trait GatedActivation {

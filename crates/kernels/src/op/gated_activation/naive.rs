@@ -1,18 +1,7 @@
 //! Specification of the gated activation.
 
-use super::Activation;
-use crate::Number;
-
-/// The activation and its derivative at `z`.
-pub fn value_and_slope<F: Number>(activation: Activation, z: F) -> (F, F) {
-    let one = F::of(1.0);
-    match activation {
-        Activation::Silu => {
-            let s = one / (one + (-z).exp());
-            (z * s, s * (one + z * (one - s)))
-        }
-    }
-}
+use crate::op::activation::naive::value_and_slope;
+use crate::{Activation, Number};
 
 /// `h = act(gate) * up`.
 pub fn forward<F: Number>(activation: Activation, gate: &[F], up: &[F], h: &mut [F]) {

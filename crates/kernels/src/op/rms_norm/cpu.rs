@@ -1,15 +1,23 @@
 //! Root mean square normalisation on the CPU.
 
-use super::{RmsNorm, width};
+use super::{RmsGain, RmsNorm, naive, width};
 use crate::cpu::blocks::{COLUMNS, rows_per_block};
 use crate::cpu::vector::{LANES, lanes, vectorised};
 use crate::{Accum, Cpu, Memory, Result, Tensor, shape};
 
 impl RmsNorm for Cpu {
-    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32, y: &mut Tensor, rstd: &mut Tensor) -> Result<()> {
+    fn rms_norm(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        kind: RmsGain,
+        eps: f32,
+        y: &mut Tensor,
+        rstd: &mut Tensor,
+    ) -> Result<()> {
         let op = "rms_norm";
         let d = width(op, x, gain, y, rstd)?;
-        let (x, gain) = (x.f32(op, "x")?, self.to_f32(gain)?);
+        let (x, gain) = (x.f32(op, "x")?, naive::factors(&self.to_f32(gain)?, kind));
         let (y, rstd) = (y.f32_mut(op, "y")?, rstd.f32_mut(op, "rstd")?);
         if x.is_empty() {
             return Ok(());
@@ -24,6 +32,7 @@ impl RmsNorm for Cpu {
         &self,
         x: &Tensor,
         gain: &Tensor,
+        kind: RmsGain,
         rstd: &Tensor,
         dy: &Tensor,
         accum: Accum,
@@ -36,7 +45,7 @@ impl RmsNorm for Cpu {
         if let Some(dgain) = &dgain {
             shape::expect(op, "dgain", dgain, &[("D", d)])?;
         }
-        let (gain, rstd) = (self.to_f32(gain)?, rstd.f32(op, "rstd")?);
+        let (gain, rstd) = (naive::factors(&self.to_f32(gain)?, kind), rstd.f32(op, "rstd")?);
         let (x, dy, dx) = (x.f32(op, "x")?, dy.f32(op, "dy")?, dx.f32_mut(op, "dx")?);
         if x.is_empty() {
             return Ok(());

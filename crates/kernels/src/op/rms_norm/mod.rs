@@ -1,25 +1,46 @@
 //! Root mean square normalisation.
 //!
-//! `y = gain * x * rstd` with `rstd = 1 / sqrt(mean(x^2) + eps)` per token.
+//! `y = gain * x * rstd` with `rstd = 1 / sqrt(mean(x^2) + eps)` per token; what is stored is the gain w, or in
+//! Gemma's family `gain - 1` ([`RmsGain`]).
 //! Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467, equation 4.
 //!
-//! With `n = x * rstd` and `g = gain * dy`: `dx = rstd * (g - n * mean(g * n))`, `dgain = sum over t of dy * n`.
+//! With `n = x * rstd` and `g = gain * dy`: `dx = rstd * (g - n * mean(g * n))`, `dgain = sum over t of dy * n`,
+//! which is w's gradient in both cases.
 
 mod cpu;
 pub mod naive;
 
 use crate::{Accum, Result, Tensor, shape};
 
+/// How the gain is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RmsGain {
+    /// `y = w * x * rstd`.
+    Weight,
+    /// `y = (1 + w) * x * rstd`: Gemma, whose gains start at w = 0. The sum is taken in `f32`, as transformers
+    /// does, and not in the weight's own type.
+    OnePlusWeight,
+}
+
 /// Root mean square normalisation of every token.
 pub trait RmsNorm {
     /// x `[T, D]`, gain `[D]` in any floating type, y `[T, D]`, rstd `[T]` (kept for the backward).
-    fn rms_norm(&self, x: &Tensor, gain: &Tensor, eps: f32, y: &mut Tensor, rstd: &mut Tensor) -> Result<()>;
+    fn rms_norm(
+        &self,
+        x: &Tensor,
+        gain: &Tensor,
+        kind: RmsGain,
+        eps: f32,
+        y: &mut Tensor,
+        rstd: &mut Tensor,
+    ) -> Result<()>;
 
     /// `dx (+)= ...`, and `dgain += ...` where it is wanted; dy `[T, D]`, dx `[T, D]`, dgain `[D]`.
     fn rms_norm_backward(
         &self,
         x: &Tensor,
         gain: &Tensor,
+        kind: RmsGain,
         rstd: &Tensor,
         dy: &Tensor,
         accum: Accum,

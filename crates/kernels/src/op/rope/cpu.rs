@@ -26,7 +26,7 @@ impl Cpu {
         x: &mut Tensor,
         direction: f32,
     ) -> Result<()> {
-        let (width, half) = widths(op, table, positions, x)?;
+        let (width, head_size, half) = widths(op, table, positions, x)?;
         let (cos, sin) = (table.cos.f32(op, "cos")?, table.sin.f32(op, "sin")?);
         let (positions, x) = (positions.u32(op, "positions")?, x.f32_mut(op, name)?);
         if x.is_empty() {
@@ -36,7 +36,7 @@ impl Cpu {
         self.each(x.len(), positions.chunks(rows).zip(x.chunks_mut(rows * width)), |(positions, x)| {
             for (&position, x) in positions.iter().zip(x.chunks_exact_mut(width)) {
                 let row = position as usize * half;
-                turn_heads(&cos[row..row + half], &sin[row..row + half], direction, x);
+                turn_heads(&cos[row..row + half], &sin[row..row + half], direction, head_size, x);
             }
         });
         Ok(())
@@ -44,10 +44,10 @@ impl Cpu {
 }
 
 vectorised! {
-    /// Turns the heads of one token by the angles of `cos, sin [E/2]`.
-    fn turn_heads<L>(cos: &[f32], sin: &[f32], direction: f32, x: &mut [f32]) {
+    /// Turns the heads of one token by the angles of `cos, sin [U/2]`.
+    fn turn_heads<L>(cos: &[f32], sin: &[f32], direction: f32, head_size: usize, x: &mut [f32]) {
         let half = cos.len();
-        for head in x.chunks_exact_mut(2 * half) {
+        for head in x.chunks_exact_mut(head_size) {
             let (real, imaginary) = head.split_at_mut(half);
             for (((x1, x2), &c), &s) in real.iter_mut().zip(imaginary).zip(cos).zip(sin) {
                 let s = s * direction;

@@ -26,9 +26,9 @@ pub enum RopeScaling {
     },
 }
 
-/// The E/2 frequencies in radians per token.
-pub(crate) fn inverse(theta: f64, scaling: &RopeScaling, head_size: usize) -> Vec<f32> {
-    let plain = (0..head_size / 2).map(|i| theta.powf(-(2.0 * i as f64) / head_size as f64));
+/// The U/2 frequencies in radians per token.
+pub(crate) fn inverse(theta: f64, scaling: &RopeScaling, rotary_size: usize) -> Vec<f32> {
+    let plain = (0..rotary_size / 2).map(|i| theta.powf(-(2.0 * i as f64) / rotary_size as f64));
     plain.map(|frequency| scaled(frequency, scaling) as f32).collect()
 }
 

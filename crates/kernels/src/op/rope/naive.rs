@@ -2,11 +2,17 @@
 
 use crate::Number;
 
-/// Turns `x [T, H*E]` by `cos, sin [P, E/2]` at `positions [T]`; the backward is the call with `-sin`.
-pub fn forward<F: Number>(cos: &[F], sin: &[F], positions: &[u32], x: &mut [F], width: usize, half: usize) {
+/// Turns `x [T, H*E]` by `cos, sin [P, U/2]` at `positions [T]`; sizes are (H*E, E, U/2).
+pub fn forward<F: Number>(
+    cos: &[F],
+    sin: &[F],
+    positions: &[u32],
+    x: &mut [F],
+    (width, head_size, half): (usize, usize, usize),
+) {
     for (&position, x) in positions.iter().zip(x.chunks_exact_mut(width)) {
         let row = position as usize * half;
-        for head in x.chunks_exact_mut(2 * half) {
+        for head in x.chunks_exact_mut(head_size) {
             for i in 0..half {
                 let (c, s) = (cos[row + i], sin[row + i]);
                 let (x1, x2) = (head[i], head[half + i]);
@@ -17,7 +23,13 @@ pub fn forward<F: Number>(cos: &[F], sin: &[F], positions: &[u32], x: &mut [F], 
 }
 
 /// The gradient of [`forward`]: the opposite turn.
-pub fn backward<F: Number>(cos: &[F], sin: &[F], positions: &[u32], dx: &mut [F], width: usize, half: usize) {
+pub fn backward<F: Number>(
+    cos: &[F],
+    sin: &[F],
+    positions: &[u32],
+    dx: &mut [F],
+    sizes: (usize, usize, usize),
+) {
     let opposite: Vec<F> = sin.iter().map(|&s| -s).collect();
-    forward(cos, &opposite, positions, dx, width, half);
+    forward(cos, &opposite, positions, dx, sizes);
 }

@@ -1,4 +1,5 @@
-//! Selecting and spreading rows: the labelled tokens on their way to the loss and back.
+//! Selecting and spreading rows: the labelled tokens on their way to the loss and back, new keys and values on
+//! their way into a cache.
 
 mod cpu;
 pub mod naive;
@@ -12,6 +13,13 @@ pub trait Rows {
 
     /// `dx = 0`, then `dx[rows[i]] = dy[i]`; the rows are distinct; dy `[N, D]`, dx `[T, D]`.
     fn scatter_rows(&self, rows: &Tensor, dy: &Tensor, dx: &mut Tensor) -> Result<()>;
+
+    /// `y[to[i]] = x[from[i]]`; from and to `[N]` of u32, x `[S, D]`, y `[P, D]`, whose other rows stay what they
+    /// are.
+    ///
+    /// # Errors
+    /// Where a row is behind the last one, or occurs twice in `to`.
+    fn copy_rows(&self, from: &Tensor, x: &Tensor, to: &Tensor, y: &mut Tensor) -> Result<()>;
 }
 
 /// Checks `rows [N]`, `few [N, D]`, `many [T, D]` and that every row is below T; returns D.
@@ -20,8 +28,29 @@ pub(crate) fn width(op: &'static str, rows: &Tensor, few: &Tensor, many: &Tensor
     let (n, _) = shape::matrix(op, "y", few)?;
     shape::expect(op, "y", few, &[("N", n), ("D", d)])?;
     shape::expect(op, "rows", rows, &[("N", n)])?;
-    match rows.u32(op, "rows")?.iter().find(|&&row| row as usize >= t) {
-        None => Ok(d),
-        Some(row) => Err(Error::Value { op, message: format!("row {row} of T={t}") }),
+    below(op, rows.u32(op, "rows")?, "T", t)?;
+    Ok(d)
+}
+
+/// Checks `from, to [N]`, `x [S, D]`, `y [P, D]` and that the rows are below S and P; returns D.
+pub(crate) fn copy_width(
+    op: &'static str,
+    (from, x): (&Tensor, &Tensor),
+    (to, y): (&Tensor, &Tensor),
+) -> Result<usize> {
+    let (s, d) = shape::matrix(op, "x", x)?;
+    let (p, _) = shape::matrix(op, "y", y)?;
+    shape::expect(op, "y", y, &[("P", p), ("D", d)])?;
+    shape::expect(op, "from", from, &[("N", from.len())])?;
+    shape::expect(op, "to", to, &[("N", from.len())])?;
+    below(op, from.u32(op, "from")?, "S", s)?;
+    below(op, to.u32(op, "to")?, "P", p)?;
+    Ok(d)
+}
+
+fn below(op: &'static str, rows: &[u32], axis: &str, size: usize) -> Result<()> {
+    match rows.iter().find(|&&row| row as usize >= size) {
+        None => Ok(()),
+        Some(row) => Err(Error::Value { op, message: format!("row {row} of {axis}={size}") }),
     }
 }

@@ -16,3 +16,10 @@ pub fn scatter<F: Number>(rows: &[u32], dy: &[F], dx: &mut [F], d: usize) {
         dx[row as usize * d..][..d].copy_from_slice(dy);
     }
 }
+
+/// `y[to[i]] = x[from[i]]`; x `[S, D]`, y `[P, D]`.
+pub fn copy<F: Number>(from: &[u32], x: &[F], to: &[u32], y: &mut [F], d: usize) {
+    for (&from, &to) in from.iter().zip(to) {
+        y[to as usize * d..][..d].copy_from_slice(&x[from as usize * d..][..d]);
+    }
+}

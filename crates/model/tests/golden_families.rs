@@ -1,0 +1,135 @@
+//! Every family against Hugging Face transformers on tiny random models; see `golden/README.md`.
+//!
+//! `LORA_SB_GOLDEN` names another folder of the same format. Every size comes from the fixtures.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use lora_sb_kernels::{Generator, Stream};
+use lora_sb_model::{Decoder, Frozen, Generation, Next, Recompute, Sampling, Storage, generate};
+use support::golden::Golden;
+use support::{host, largest, largest_difference, values, zeros};
+
+/// The tests of each family.
+macro_rules! families {
+    ($($family:ident: $($check:ident),*;)*) => {
+        $(mod $family {
+            $(#[test]
+            fn $check() {
+                super::Golden::with(stringify!($family), super::$check);
+            })*
+        })*
+    };
+}
+
+families! {
+    llama: logits_and_loss, gradients, generation;
+    mistral: logits_and_loss, gradients, generation;
+    qwen2: logits_and_loss, gradients, generation;
+    qwen3: logits_and_loss, gradients, generation;
+    gemma2: logits_and_loss, gradients, generation;
+    gemma3_text: logits_and_loss, gradients, generation;
+    phi3: logits_and_loss, gradients, generation;
+    bert_cls: logits_and_loss, gradients;
+    roberta_cls: logits_and_loss, gradients;
+    roberta_reg: logits_and_loss, gradients;
+}
+
+fn logits_and_loss(golden: &Golden) {
+    let inputs = golden.inputs();
+    let model = golden.model(Storage::Mapped, &inputs);
+    let batch = inputs.batch(&model);
+
+    let logits = model.logits(&batch, &Frozen).unwrap();
+    let width = logits.shape()[1];
+    let (logits, expected) =
+        (values(model.kernels(), &logits), golden.floats("expected.safetensors", "logits"));
+    let tolerance = golden.tolerance("logits_max_abs");
+    let row = |logits: &[f32], row: usize| logits[row * width..(row + 1) * width].to_vec();
+    for (ours, theirs) in inputs.compared() {
+        let difference = f64::from(largest_difference(&row(&logits, ours), &row(&expected, theirs)));
+        assert!(difference <= tolerance, "row {theirs}: {difference:e}, tolerance {tolerance:e}");
+    }
+
+    let loss = model.loss(&batch, &Frozen).unwrap();
+    let expected = f64::from(golden.floats("expected.safetensors", "loss")[0]);
+    let tolerance = golden.tolerance("loss_abs");
+    assert!(
+        (loss - expected).abs() <= tolerance,
+        "loss {loss}, expected {expected}, tolerance {tolerance:e}"
+    );
+}
+
+fn gradients(golden: &Golden) {
+    let inputs = golden.inputs();
+    let model = golden.model(Storage::Trainable, &inputs);
+    let batch = inputs.batch(&model);
+    let mut gradients = zeros(&model);
+    model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None).unwrap();
+
+    let tolerance = golden.tolerance("grad_max_rel_to_tensor_max");
+    let zero = golden.meta()["f32_vs_f64"]["analytically_zero_grads"].clone();
+    let gradients = host(&model, &gradients);
+    let all: BTreeMap<_, _> = gradients
+        .iter()
+        .map(|(&p, found)| {
+            (p, (found, golden.floats("expected.safetensors", &format!("grad.{}", model.name(p)))))
+        })
+        .collect();
+    let of_all = all.values().map(|(_, expected)| largest(expected)).fold(0.0, f32::max);
+    for (parameter, (found, expected)) in all {
+        let name = model.name(parameter);
+        let is_zero = zero.as_array().is_some_and(|zero| zero.iter().any(|zero| zero == name.as_str()));
+        let scale = if is_zero { of_all } else { largest(&expected) };
+        let difference = f64::from(largest_difference(found, &expected) / scale);
+        assert!(
+            difference <= tolerance,
+            "{name}: relative difference {difference:e}, tolerance {tolerance:e}"
+        );
+    }
+    let expected = golden.names("expected.safetensors");
+    let expected = expected.iter().filter(|name| name.starts_with("grad.")).count();
+    assert_eq!(gradients.len(), expected, "every gradient of the fixture is compared");
+}
+
+fn generation(golden: &Golden) {
+    let file = "generate.safetensors";
+    if !golden.has(file) {
+        return;
+    }
+    let ids = |name| -> Vec<Vec<u32>> {
+        let rows = golden.integers(file, name).unwrap();
+        rows.into_iter().map(|row| row.into_iter().map(|id| id as u32).collect()).collect()
+    };
+    let (prompts, new) = (ids("prompt_ids"), ids("new_ids"));
+    let model = golden.plain_model(Storage::Mapped);
+    let (steps, v) = (new[0].len(), model.config().vocab_size);
+    let options = Generation { max_new_tokens: steps, sampling: Sampling::Greedy, stop: vec![] };
+    let mut generator = Generator::new(0, Stream::Sampling, 0);
+    let mut told = vec![Vec::new(); prompts.len()];
+    let mut on_token = |index: usize, id| {
+        told[index].push(id);
+        Next::Continue
+    };
+    let found = generate(&model, &Frozen, &prompts, &options, &mut generator, &mut on_token).unwrap();
+    assert_eq!(found, new);
+    assert_eq!(told, new);
+
+    // The same tokens again, for the logits of each step.
+    let expected = golden.floats(file, "logits");
+    let tolerance = golden.tolerance("logits_max_abs");
+    let mut decoder = Decoder::new(&model, &Frozen, &prompts, steps).unwrap();
+    for step in 0..steps {
+        let pieces: Vec<(usize, &[u32])> = match step {
+            0 => prompts.iter().map(|ids| &ids[..]).enumerate().collect(),
+            _ => new.iter().map(|ids| &ids[step - 1..step]).enumerate().collect(),
+        };
+        let logits = values(model.kernels(), &decoder.advance(&pieces).unwrap());
+        for (row, logits) in logits.chunks_exact(v).enumerate() {
+            let start = (row * steps + step) * v;
+            let difference = f64::from(largest_difference(logits, &expected[start..start + v]));
+            assert!(difference <= tolerance, "step {step}, prompt {row}: {difference:e} > {tolerance:e}");
+        }
+    }
+}

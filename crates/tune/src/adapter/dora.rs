@@ -1,0 +1,310 @@
+//! DoRA: `W = m (W0 + s B A) / |W0 + s B A|`, the norm that of each row (Liu et al., arXiv 2402.09353).
+//!
+//! The magnitude `m [out]`, `A [r, in]` and `B [out, r]` are trained: r (in + out) + out values a site. With
+//! `c = m / |W0 + s B A|`, a factor for each row, and b the layer's bias:
+//!
+//! ```text
+//! u = x A^T    z = x W0^T + s u B^T              y = c z + b
+//! e = c dy     dm = sum over t of dy z / norm    dB += s e^T u    v = e B    dA += s v^T x
+//!              dx += s v A + (e - dy) W0         (dy W0 is there already)
+//! ```
+//!
+//! The norm counts as a constant in the backward pass (the paper's section 4.3, and PEFT). Kept for backward: u
+//! and z `[T, out]`; the gradient of A needs x as well. Against LoRA a layer costs one more product with W0.
+//!
+//! With dropout D, as in PEFT, what is rescaled sees D(x), and the layer's own product sees x:
+//! `z = D(x) W0^T + s D(x) A^T B^T` and `y = x W0^T + b + c z - D(x) W0^T`.
+//!
+//! # Norms of rows
+//!
+//! `|W0 + s B A|^2 = |W0|^2 + 2 s <W0, B A> + s^2 |B A|^2` without forming `B A [out, in]`:
+//!
+//! ```text
+//! q = 2 s A W0^T + s^2 (A A^T) B^T    [r, out]
+//! |W0 + s B A|^2 = |W0|^2 + the sum over r of q B^T
+//! ```
+//!
+//! It changes with A and B alone, so it is computed once between two visits of the optimizer.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
+use lora_sb_model::{Layer, LinearHook, Site, SiteSaved};
+
+use super::dropout::InputDropout;
+use super::{Adapter, Factors, Part, Pass, Visitor, missing, scaled};
+
+const OP: &str = "dora adapter";
+
+/// The adapter of one weight `[out, in]`. All tensors are f32.
+#[derive(Debug)]
+pub struct DoraSite {
+    a: Tensor,
+    b: Tensor,
+    magnitude: Tensor,
+    a_gradient: Tensor,
+    b_gradient: Tensor,
+    magnitude_gradient: Tensor,
+    /// `|W0|^2` of each row.
+    weight_squares: Tensor,
+    /// What follows from the tensors above as they are now.
+    rescaling: OnceLock<Rescaling>,
+}
+
+/// The factors of a weight's rows, `[out]`.
+#[derive(Debug)]
+struct Rescaling {
+    /// `c = m / norm`.
+    factors: Tensor,
+    /// `1 / norm`.
+    inverse_norms: Vec<f32>,
+}
+
+impl Rescaling {
+    /// `sum over t of dy z / norm`; z and dy `[T, out]`, the result `[out]`.
+    fn magnitude_gradient(&self, kernels: &dyn Kernels, z: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        let mut sums = kernels.empty(self.factors.shape())?;
+        kernels.channel_products(z, dy, Accum::Replace, &mut sums)?;
+        let mut values = kernels.to_f32(&sums)?;
+        values.iter_mut().zip(&self.inverse_norms).for_each(|(value, inverse)| *value *= inverse);
+        kernels.write_f32(&mut sums, &values)?;
+        Ok(sums)
+    }
+}
+
+impl DoraSite {
+    /// An adapter from `a [r, in]`, `b [out, r]` and `magnitude [out]`, of a `weight [out, in]` of any floating type.
+    ///
+    /// # Errors
+    /// Where the device has no room for the gradients.
+    pub fn new(
+        kernels: &dyn Kernels,
+        weight: &Tensor,
+        a: Tensor,
+        b: Tensor,
+        magnitude: Tensor,
+    ) -> Result<Self> {
+        let weight_squares = row_squares(kernels, weight)?;
+        let [a_gradient, b_gradient, magnitude_gradient] =
+            [&a, &b, &magnitude].map(|tensor| kernels.zeros(tensor.shape()));
+        let (a_gradient, b_gradient, magnitude_gradient) = (a_gradient?, b_gradient?, magnitude_gradient?);
+        let rescaling = OnceLock::new();
+        Ok(DoraSite {
+            a,
+            b,
+            magnitude,
+            a_gradient,
+            b_gradient,
+            magnitude_gradient,
+            weight_squares,
+            rescaling,
+        })
+    }
+
+    /// The rows' factors as A, B and the magnitude are now.
+    fn rescaling(&self, kernels: &dyn Kernels, scale: f32, weight: &Tensor) -> Result<&Rescaling> {
+        if let Some(known) = self.rescaling.get() {
+            return Ok(known);
+        }
+        let norms = row_norms(kernels, scale, weight, &self.weight_squares, (&self.a, &self.b))?;
+        let inverse_norms: Vec<f32> = norms.iter().map(|norm| norm.recip()).collect();
+        // Divided, not multiplied by the inverse: at the start m is the norm, and the factor has to be 1.
+        let magnitudes = kernels.to_f32(&self.magnitude)?;
+        let factors: Vec<f32> = magnitudes.iter().zip(&norms).map(|(m, norm)| m / norm).collect();
+        let factors = kernels.from_f32(&factors, self.magnitude.shape())?;
+        Ok(self.rescaling.get_or_init(|| Rescaling { factors, inverse_norms }))
+    }
+}
+
+/// The squared norms `[out]` of the rows of a weight `[out, in]`.
+fn row_squares(kernels: &dyn Kernels, weight: &Tensor) -> Result<Tensor> {
+    let mut squares = kernels.empty(&[weight.shape()[0]])?;
+    kernels.row_products(weight, weight, 1.0, Accum::Replace, &mut squares)?;
+    Ok(squares)
+}
+
+/// The norms of the rows of `W0 [out, in]`: the magnitude with which DoRA starts.
+///
+/// # Errors
+/// Where the device fails.
+pub fn weight_norms(kernels: &dyn Kernels, weight: &Tensor) -> Result<Tensor> {
+    let squares = kernels.to_f32(&row_squares(kernels, weight)?)?;
+    kernels.from_f32(&roots(&squares), &[weight.shape()[0]])
+}
+
+/// The norms of the rows of `W0 + s B A`.
+fn row_norms(
+    kernels: &dyn Kernels,
+    scale: f32,
+    weight: &Tensor,
+    weight_squares: &Tensor,
+    (a, b): (&Tensor, &Tensor),
+) -> Result<Vec<f32>> {
+    let (out, rank) = (b.shape()[0], b.shape()[1]);
+    let mut identity = vec![0.0; rank * rank];
+    identity.iter_mut().step_by(rank + 1).for_each(|entry| *entry = 1.0);
+    let identity = kernels.from_f32(&identity, &[rank, rank])?;
+    let mut b_transposed = kernels.empty(&[rank, out])?;
+    kernels.linear(&identity, b, 1.0, Accum::Replace, &mut b_transposed)?;
+    let mut gram = identity;
+    kernels.linear(a, a, 1.0, Accum::Replace, &mut gram)?; // A A^T
+    let mut q = kernels.empty(&[rank, out])?;
+    kernels.linear(a, weight, 2.0 * scale, Accum::Replace, &mut q)?; // 2 s A W0^T
+    kernels.linear(&gram, b, scale * scale, Accum::Add, &mut q)?; // + s^2 (A A^T) B^T
+    let mut squares = kernels.to_owned_f32(weight_squares)?;
+    kernels.channel_products(&q, &b_transposed, Accum::Add, &mut squares)?;
+    Ok(roots(&kernels.to_f32(&squares)?))
+}
+
+/// Rounding may leave a square below zero where B A takes W0 away; and a row of zeros is divided by.
+fn roots(squares: &[f32]) -> Vec<f32> {
+    squares.iter().map(|square| square.max(f32::MIN_POSITIVE).sqrt()).collect()
+}
+
+/// DoRA on any number of sites.
+#[derive(Debug)]
+pub struct Dora {
+    scale: f32,
+    dropout: InputDropout,
+    sites: BTreeMap<Site, DoraSite>,
+}
+
+impl Dora {
+    /// The adapter of all `sites`, with the scale `s` and the rate of dropout.
+    pub fn new(scale: f32, dropout: f64, sites: BTreeMap<Site, DoraSite>) -> Self {
+        Dora { scale, dropout: InputDropout::new(dropout), sites }
+    }
+}
+
+impl LinearHook for Dora {
+    fn forward(
+        &self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        x: &Tensor,
+        y: &mut Tensor,
+    ) -> Result<SiteSaved> {
+        let Some(state) = self.sites.get(&layer.site) else { return Ok(SiteSaved(Vec::new())) };
+        let factors = &state.rescaling(kernels, self.scale, layer.weight)?.factors;
+        let dropped = self.dropout.apply(kernels, layer.site, x)?; // [T, in]
+        let mut u = kernels.empty(&[x.shape()[0], state.a.shape()[0]])?; // [T, r]
+        kernels.linear(dropped.as_ref().unwrap_or(x), &state.a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
+        let Some(dropped) = dropped else {
+            kernels.linear(&u, &state.b, self.scale, Accum::Add, y)?; // y = z + b
+            let mut z = scaled(kernels, 1.0, y)?; // [T, out]
+            kernels.scale_channels(factors, y)?;
+            if let Some(bias) = layer.bias {
+                let bias = kernels.to_f32(bias)?;
+                let kept = kernels.to_f32(factors)?.into_iter().map(|factor| 1.0 - factor);
+                let kept: Vec<f32> = kept.zip(&bias).map(|(kept, bias)| kept * bias).collect();
+                kernels.bias(&kernels.from_f32(&kept, factors.shape())?, y)?; // y = c (z + b) + (1 - c) b
+                let negative: Vec<f32> = bias.iter().map(|bias| -bias).collect();
+                kernels.bias(&kernels.from_f32(&negative, factors.shape())?, &mut z)?;
+            }
+            return Ok(SiteSaved(vec![u, z]));
+        };
+        let mut z = kernels.empty(y.shape())?; // [T, out]
+        kernels.linear(&dropped, layer.weight, 1.0, Accum::Replace, &mut z)?;
+        drop(dropped);
+        kernels.add(-1.0, &z, y)?; // y -= D(x) W0^T
+        kernels.linear(&u, &state.b, self.scale, Accum::Add, &mut z)?;
+        let mut rescaled = scaled(kernels, 1.0, &z)?;
+        kernels.scale_channels(factors, &mut rescaled)?;
+        kernels.add(1.0, &rescaled, y)?; // y += c z
+        Ok(SiteSaved(vec![u, z]))
+    }
+
+    fn needs_input(&self, site: Site) -> bool {
+        self.sites.contains_key(&site)
+    }
+
+    fn backward(
+        &mut self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        saved: SiteSaved,
+        x: Option<&Tensor>,
+        dy: &Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
+        let Some(state) = self.sites.get_mut(&layer.site) else { return Ok(()) };
+        let (scale, dropout) = (self.scale, self.dropout);
+        let [u, z] = saved.0.try_into().map_err(|_| missing(OP, "what its forward saved"))?;
+        let x = x.ok_or_else(|| missing(OP, "the layer's input"))?;
+        let rescaling = state.rescaling(kernels, scale, layer.weight)?;
+        let slope = rescaling.magnitude_gradient(kernels, &z, dy)?; // [out]
+        drop(z);
+        let mut e = scaled(kernels, 1.0, dy)?; // [T, out]
+        kernels.scale_channels(&rescaling.factors, &mut e)?; // e = c dy
+        kernels.add(1.0, &slope, &mut state.magnitude_gradient)?; // dm += sum over t of dy z / norm
+        let mut v = kernels.empty(u.shape())?; // [T, r]
+        kernels.linear_input_gradient(&e, &state.b, 1.0, Accum::Replace, &mut v)?; // v = e B
+        kernels.linear_weight_gradient(&e, &u, scale, Accum::Add, &mut state.b_gradient)?; // dB += s e^T u
+        let dropped = dropout.apply(kernels, layer.site, x)?; // [T, in]
+        let seen = dropped.as_ref().unwrap_or(x);
+        kernels.linear_weight_gradient(&v, seen, scale, Accum::Add, &mut state.a_gradient)?; // dA += s v^T x
+        drop(dropped);
+        let Some(dx) = dx else { return Ok(()) };
+        kernels.add(-1.0, dy, &mut e)?;
+        dropout.backward(kernels, layer.site, dx, |dx| {
+            kernels.linear_input_gradient(&v, &state.a, scale, Accum::Add, dx)?; // dx += s v A
+            kernels.linear_input_gradient(&e, layer.weight, 1.0, Accum::Add, dx) // dx += (e - dy) W0
+        })
+    }
+}
+
+impl Adapter for Dora {
+    fn sites(&self) -> Vec<Site> {
+        self.sites.keys().copied().collect()
+    }
+
+    fn visit(&mut self, visitor: &mut Visitor<'_>) -> crate::Result<()> {
+        for (&site, state) in &mut self.sites {
+            // The visitor may change what the rows' factors follow from.
+            state.rescaling.take();
+            visitor(site, Part::A, &mut state.a, &mut state.a_gradient)?;
+            visitor(site, Part::B, &mut state.b, &mut state.b_gradient)?;
+            visitor(site, Part::Magnitude, &mut state.magnitude, &mut state.magnitude_gradient)?;
+        }
+        Ok(())
+    }
+
+    fn trained(&self) -> Vec<(Site, Part, &Tensor)> {
+        let parts = self.sites.iter().map(|(&site, DoraSite { a, b, magnitude, .. })| {
+            [(site, Part::A, a), (site, Part::B, b), (site, Part::Magnitude, magnitude)]
+        });
+        parts.flatten().collect()
+    }
+
+    fn frozen(&self) -> Vec<(Site, Part, &Tensor)> {
+        Vec::new()
+    }
+
+    fn begin(&mut self, pass: Pass) {
+        self.dropout.begin(pass);
+    }
+
+    /// `A`, `s B`, and the magnitude.
+    fn fold(&self, kernels: &dyn Kernels, site: Site) -> Result<Option<Factors>> {
+        let Some(DoraSite { a, b, magnitude, .. }) = self.sites.get(&site) else { return Ok(None) };
+        let [a, magnitude] = [a, magnitude].map(|tensor| kernels.to_owned_f32(tensor));
+        Ok(Some(Factors { a: a?, b: scaled(kernels, self.scale, b)?, magnitude: Some(magnitude?) }))
+    }
+
+    /// `c (W0 + s B A) - W0`.
+    fn delta(&self, kernels: &dyn Kernels, site: Site, weight: &Tensor) -> Result<Option<Tensor>> {
+        let Some(state) = self.sites.get(&site) else { return Ok(None) };
+        let mut update = kernels.empty(weight.shape())?; // [out, in]
+        kernels.linear_input_gradient(&state.b, &state.a, self.scale, Accum::Replace, &mut update)?; // s B A
+        let factors = kernels.to_f32(&state.rescaling(kernels, self.scale, weight)?.factors)?;
+        let (mut delta, weights) = (kernels.to_f32(&update)?, kernels.to_f32(weight)?);
+        let columns = weight.shape()[1].max(1);
+        let rows = delta.chunks_exact_mut(columns).zip(weights.chunks_exact(columns));
+        for ((row, weights), factor) in rows.zip(factors) {
+            row.iter_mut().zip(weights).for_each(|(d, w)| *d = factor * *d + (factor - 1.0) * w);
+        }
+        kernels.write_f32(&mut update, &delta)?;
+        Ok(Some(update))
+    }
+}

@@ -40,9 +40,11 @@ fn law_native_directories_keep_every_bit() {
 fn law_native_directories_keep_a_head() {
     for (model_type, modules) in [("roberta", &["classifier"][..]), ("bert", &["classifier", "pooler"])] {
         let dir = tempfile::tempdir().unwrap();
-        let tuned = tiny_classifier(model_type, Method::LoraSb, modules);
+        let mut tuned = tiny_classifier(model_type, Method::LoraSb, modules);
+        tuned.model.name_labels(&["bad", "good", "neither"]).unwrap();
         native::save(dir.path(), &tuned, "base").unwrap();
         let loaded = native::load(dir.path(), tiny_encoder(model_type, 3)).unwrap();
+        assert_eq!(loaded.model.config().label_names(), ["bad", "good", "neither"]);
         assert_eq!(loaded.config(), tuned.config());
         assert_eq!(loaded.head_parameters(), 18 * 18 + 18 + 3 * 18 + 3);
         assert_eq!(both_logits(&loaded), both_logits(&tuned));

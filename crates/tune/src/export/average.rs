@@ -75,7 +75,7 @@ pub fn average(members: &[Member], out: &Path) -> Result<Averaged> {
         let opened = &opened;
         entries.push((name, shape, Box::new(move || mean(opened, &own))));
     }
-    let Manifest { version, base, adapter } = &first.manifest;
+    let Manifest { version, base, adapter, .. } = &first.manifest;
     let metadata = BTreeMap::from([
         ("averaged".to_owned(), members.len().to_string()),
         ("base_fingerprint".to_owned(), base.fingerprint.clone()),
@@ -131,12 +131,13 @@ impl<'a> Opened<'a> {
             Err(Error::Average { first, second, reason })
         };
         let settings = |opened: &Opened<'_>| {
-            let Manifest { base, adapter, .. } = &opened.manifest;
+            let Manifest { base, adapter, label_names, .. } = &opened.manifest;
             [
                 ("the base model", base.fingerprint.clone()),
                 ("the method", adapter.method.to_string()),
                 ("the rank", adapter.rank.to_string()),
                 ("lora_alpha", adapter.lora_alpha.to_string()),
+                ("the order of the labels", label_names.join(", ")),
             ]
         };
         for ((what, ours), (_, theirs)) in settings(self).into_iter().zip(settings(other)) {

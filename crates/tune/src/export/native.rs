@@ -36,6 +36,9 @@ pub struct Manifest {
     pub base: Base,
     /// The adapter's settings.
     pub adapter: AdapterConfig,
+    /// What the outputs of a classification head mean, in their order; empty for a language model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub label_names: Vec<String>,
 }
 
 /// The model that an adapter belongs to.
@@ -71,7 +74,8 @@ pub fn save(dir: &Path, tuned: &Tuned, base: &str) -> Result<()> {
         entries.push((name, tensor.shape().to_vec(), Box::new(|| Ok(kernels.to_f32(tensor)?))));
     }
     let base = Base { name_or_path: base.into(), fingerprint };
-    let manifest = Manifest { version: VERSION, base, adapter: config.clone() };
+    let label_names = tuned.model.config().label_names();
+    let manifest = Manifest { version: VERSION, base, adapter: config.clone(), label_names };
     files::write(dir, &NAMES, entries, &metadata, SaveType::F32, &manifest)
 }
 
@@ -114,15 +118,19 @@ fn complete(written: &mut Value) {
     }
 }
 
-/// Puts a saved adapter on its base model.
+/// Puts a saved adapter on its base model, whose labels take the names that they had in training.
 ///
 /// # Errors
 /// Another base model; a tensor that is missing, too many, or of another shape; files that cannot be read.
-pub fn load(dir: &Path, model: Model) -> Result<Tuned> {
-    let Manifest { base, adapter, .. } = manifest(dir)?;
+pub fn load(dir: &Path, mut model: Model) -> Result<Tuned> {
+    let Manifest { base, adapter, label_names, .. } = manifest(dir)?;
     let found = model.fingerprint()?;
     if base.fingerprint != found {
         return Err(Error::BaseMismatch { path: dir.into(), expected: base.fingerprint, found });
+    }
+    // Of another number, the head's own tensors say best what is wrong.
+    if !label_names.is_empty() && label_names.len() == model.config().labels() {
+        model.name_labels(&label_names)?;
     }
     let file = WeightFile::open(&dir.join(NAMES.tensors))?;
     let tensors = files::read_tensors(&file, model.kernels().as_ref())?;

@@ -7,8 +7,8 @@
 
 GLUE holds sst2/ and cola/, each with train.jsonl.gz and dev.jsonl.gz of the records {"sentence", "label"}. For each task
 and method the learning rate is chosen by the score on a tenth of the training examples that is held out of them, with
-the first seed; then every seed trains at that rate and is scored on dev, which no choice has seen. A rate at the edge of
-its grid is marked, since a better one may lie outside. Results are appended to OUT/results.jsonl, a line a run, and
+the first seed, among powers of two around a usual one; while the best lies at an end, the next beyond it is tried as
+well. Then every seed trains at that rate and is scored on dev, which no choice has seen. Results are appended to OUT/results.jsonl, a line a run, and
 runs that stand there are not made again. Needs no Python package.
 """
 import argparse
@@ -22,12 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TASKS = {"sst2": "accuracy", "cola": "matthews_correlation"}
-GRIDS = {
-    "lora-sb": ["1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2"],
-    "lora-xs": ["1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2"],
-    "lora": ["5e-4", "1e-3", "2e-3", "4e-3"],
-    "full": ["5e-5", "1e-4", "2e-4", "4e-4"],
-}
+RATES = {"lora-sb": 4e-3, "lora-xs": 4e-3, "lora": 1e-3, "full": 1e-4}  # where the search for a rate begins
 
 
 def arguments():
@@ -37,9 +32,9 @@ def arguments():
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--program", default="target/release/lora-sb")
     p.add_argument("--tasks", nargs="+", default=list(TASKS))
-    p.add_argument("--methods", nargs="+", default=list(GRIDS))
+    p.add_argument("--methods", nargs="+", default=list(RATES))
     p.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    p.add_argument("--examples", type=int, default=6000, help="training examples of a task, the first seed's draw")
+    p.add_argument("--examples", type=int, default=3000, help="training examples of a task, one draw for all runs")
     p.add_argument("--epochs", type=int, default=3)
     p.add_argument("--rank", type=int, default=24)
     p.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -62,7 +57,7 @@ def split(a, task):
 
 def train(a, task, method, rate, seed, purpose, data, validation):
     """One run of the command; its score after the last step."""
-    run = a.out / "runs" / f"{task}-{method}-{rate}-{seed}-{purpose}"
+    run = a.out / "runs" / f"{task}-{method}-{rate:g}-{seed}-{purpose}"
     shutil.rmtree(run, ignore_errors=True)
     command = [
         a.program, "train", "--model", a.model, "--data", data, "--validation-data", validation,
@@ -99,34 +94,40 @@ def main():
                 file.write(json.dumps(done[key]) + "\n")
         return done[key]
 
+    def search(task, method, folder):
+        """The best rate, which has a worse one on either side of it."""
+        scores = {}
+        wanted = [RATES[method] * factor for factor in (0.5, 1, 2)]
+        while wanted:
+            for rate in wanted:
+                result = run(task, method, rate, a.seeds[0], "choose", folder / "train.jsonl", folder / "chosen_on.jsonl")
+                scores[rate] = result["score"]
+            best = max(scores, key=scores.get)
+            wanted = [rate for rate in (best / 2, best * 2) if rate not in scores]
+        return best
+
+    folders = {task: split(a, task) for task in a.tasks}
+
+    def judge(task, method):
+        """A method's scores on dev at its best rate."""
+        folder = folders[task]
+        rate = search(task, method, folder)
+        dev = a.glue / task / "dev.jsonl.gz"
+        return rate, [run(task, method, rate, seed, "dev", folder / "all.jsonl", dev) for seed in a.seeds]
+
     with ThreadPoolExecutor(a.jobs) as pool:
+        found = {(task, method): pool.submit(judge, task, method) for task in a.tasks for method in a.methods}
         for task in a.tasks:
-            folder = split(a, task)
-            dev = a.glue / task / "dev.jsonl.gz"
-            sweep = {
-                method: [
-                    pool.submit(run, task, method, rate, a.seeds[0], "choose",
-                                folder / "train.jsonl", folder / "chosen_on.jsonl")
-                    for rate in GRIDS[method]
-                ]
-                for method in a.methods
-            }  # fmt: skip
-            best = {m: max((r.result() for r in runs), key=lambda r: r["score"])["rate"] for m, runs in sweep.items()}
-            final = {
-                method: [pool.submit(run, task, method, best[method], seed, "dev", folder / "all.jsonl", dev)
-                         for seed in a.seeds]
-                for method in a.methods
-            }  # fmt: skip
-            print(f"\n{task}: {TASKS[task]} on dev, {len(a.seeds)} seeds, {a.examples} examples x {a.epochs} epochs")
+            print(f"\n{task}: {TASKS[task]} x 100 on dev, {a.examples} examples x {a.epochs} epochs, seeds {a.seeds}")
             print("| method | rate | mean | deviation | each | seconds |\n|---|---|---|---|---|---|")
-            for method, runs in final.items():
-                results = [r.result() for r in runs]
+            for method in a.methods:
+                rate, results = found[task, method].result()
                 scores = [100 * r["score"] for r in results]
-                edge = " (edge of the grid)" if best[method] in (GRIDS[method][0], GRIDS[method][-1]) else ""
                 deviation = statistics.stdev(scores) if len(scores) > 1 else float("nan")
                 each = ", ".join(f"{score:.1f}" for score in scores)
                 seconds = statistics.mean(r["seconds"] for r in results)
-                print(f"| {method} | {best[method]}{edge} | {statistics.mean(scores):.2f} | {deviation:.2f} | {each} | {seconds:.0f} |")
+                mean = statistics.mean(scores)
+                print(f"| {method} | {rate:g} | {mean:.2f} | {deviation:.2f} | {each} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lora_sb_data::Tokenizer;
 use lora_sb_kernels::{Cpu, Kernels};
-use lora_sb_model::{Config, LoadOptions, Model, Storage, Task};
+use lora_sb_model::{Config, LoadOptions, Mismatched, Model, Storage, Task};
 use lora_sb_tune::run::ResolvedPlan;
 use serde_json::Value;
 
@@ -26,8 +26,10 @@ pub(crate) enum Base {
 pub(crate) struct Reading {
     /// Random weights instead of those in its files.
     pub(crate) random_weights: bool,
-    /// Of random weights, and of a head that is not in the files.
+    /// Of random weights, and of a head that is drawn.
     pub(crate) seed: u64,
+    /// What becomes of a head of another number of labels.
+    pub(crate) mismatched: Mismatched,
     /// The head's task, where it is not that of `config.json`.
     pub(crate) task: Option<Task>,
     /// The names of its classes, where they are not those of `config.json`.
@@ -47,6 +49,10 @@ impl Reading {
         Reading {
             random_weights: value("random_weights") == Some(&Value::Bool(true)),
             seed: value("seed").and_then(Value::as_u64).unwrap_or(0),
+            mismatched: match value("ignore_mismatched_sizes") {
+                Some(Value::Bool(true)) => Mismatched::Draw,
+                _ => Mismatched::Refuse,
+            },
             task,
             label_names: names
                 .map(|names| names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect()),
@@ -126,7 +132,7 @@ impl Base {
         storage: Storage,
         reading: &Reading,
     ) -> Result<Model> {
-        let Reading { random_weights, seed, task, label_names } = reading;
+        let Reading { random_weights, seed, mismatched, task, label_names } = reading;
         let mut model = match self {
             _ if *random_weights => {
                 let config = self.config()?;
@@ -136,7 +142,7 @@ impl Base {
             Base::BuiltIn => embedded::model(kernels, storage)?,
             Base::Directory(dir) => {
                 must_be_directory(dir, "model")?;
-                let options = LoadOptions { task: *task, seed: *seed };
+                let options = LoadOptions { task: *task, seed: *seed, mismatched: *mismatched };
                 Model::load_with(dir, kernels, storage, options)?
             }
         };

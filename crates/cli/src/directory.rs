@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lora_sb_kernels::Kernels;
-use lora_sb_model::{Config, Frozen, LinearHook, Model, Parameter, Storage, Task, WeightFile};
+use lora_sb_model::{Config, Frozen, LinearHook, Mismatched, Model, Parameter, Storage, Task, WeightFile};
 use lora_sb_tune::export::{native, peft};
 use lora_sb_tune::run::{Checkpoint, ResolvedPlan, RunDirectory};
 use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
@@ -156,7 +156,13 @@ impl Opening {
         let plan = plan_above(dir);
         let reading = match &plan {
             Some(plan) => Reading::of_plan(plan),
-            None => Reading { seed: manifest.adapter.seed, ..head_of(dir, "adapter.safetensors", &base)? },
+            None => {
+                let head = head_of(dir, "adapter.safetensors", &base)?;
+                let task = head.task.unwrap_or(task_of_rows(manifest.label_names.len(), &base.config()?));
+                // A layer that the adapter does not bring was drawn by the run's seed, as here.
+                let (seed, mismatched) = (manifest.adapter.seed, Mismatched::Draw);
+                Reading { seed, mismatched, task: Some(task), ..head }
+            }
         };
         let model = base.load(self.kernels, Storage::Mapped, &reading)?;
         let loaded = Loaded::Tuned(native::load(dir, model)?);
@@ -253,7 +259,12 @@ fn head_of(dir: &Path, tensors: &str, base: &Base) -> Result<Reading> {
         Some(name) => file.get(&name)?.and_then(|view| view.shape.first().copied()),
         None => None,
     };
-    Ok(Reading { task: rows.map(|rows| task_of_rows(rows, &config)), ..Reading::default() })
+    Ok(Reading {
+        task: rows.map(|rows| task_of_rows(rows, &config)),
+        // The adapter's own takes its place.
+        mismatched: if rows.is_some() { Mismatched::Draw } else { Mismatched::Refuse },
+        ..Reading::default()
+    })
 }
 
 fn task_of_rows(rows: usize, config: &Config) -> Task {

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
+use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use lora_sb_data::{Color, thousands};
 use lora_sb_tune::run::ResolvedPlan;
 use serde_json::Value;
+
+use crate::failure::{Failure, Result};
 
 /// Headings.
 pub(crate) const HEADING: Style = Style::new().bold();
@@ -20,6 +23,25 @@ pub(crate) const WARNING: Style = Style::new().bold().fg_color(Some(anstyle::Col
 /// Whoever reads may stop reading (`lora-sb plan | head`): a run is not ended by that.
 pub(crate) fn line(text: &str) {
     let _ = writeln!(anstream::stdout(), "{text}");
+}
+
+/// Prints a line of a command's result to the standard output: what another program reads must be whole.
+///
+/// # Errors
+/// Where it cannot be written, except to a reader that has gone away.
+pub(crate) fn output(text: &str) -> Result<()> {
+    written(writeln!(anstream::stdout(), "{text}"))
+}
+
+/// A failure to write to the standard output; none where its reader has gone away (`| head`), who wants no more.
+pub(crate) fn written(outcome: std::io::Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let failure = Failure::file(Path::new("the standard output"), "written", &error);
+            Err(failure.hint("send it to where there is room"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prints a warning to the standard error.

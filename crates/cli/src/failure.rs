@@ -94,6 +94,15 @@ fn model_hint(error: &lora_sb_model::Error) -> Option<&'static str> {
     }
 }
 
+/// The flag that does what a library's hint can only describe.
+fn flag_hint(error: &lora_sb_model::Error) -> Option<String> {
+    matches!(error, lora_sb_model::Error::Head { .. }).then(|| {
+        "`lora-sb train --ignore-mismatched-sizes` draws this layer anew and trains it; otherwise take data with as many \
+         labels as the head that is there, or a model without one"
+            .into()
+    })
+}
+
 impl From<lora_sb_kernels::Error> for Failure {
     fn from(error: lora_sb_kernels::Error) -> Self {
         Failure::library(&error, error.hint())
@@ -108,7 +117,8 @@ impl From<lora_sb_data::Error> for Failure {
 
 impl From<lora_sb_model::Error> for Failure {
     fn from(error: lora_sb_model::Error) -> Self {
-        Failure::library(&error, error.hint().or(model_hint(&error).map(str::to_owned)))
+        let hint = flag_hint(&error).or_else(|| error.hint());
+        Failure::library(&error, hint.or(model_hint(&error).map(str::to_owned)))
     }
 }
 
@@ -120,6 +130,11 @@ impl From<lora_sb_tune::Error> for Failure {
             lora_sb_tune::Error::Config { .. } => Some(VALUES),
             _ => None,
         };
-        Failure::library(&error, error.hint().or(own.map(str::to_owned)))
+        let flag = match &error {
+            lora_sb_tune::Error::Model(error) => flag_hint(error),
+            _ => None,
+        };
+        let hint = flag.or_else(|| error.hint());
+        Failure::library(&error, hint.or(own.map(str::to_owned)))
     }
 }

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lora_sb_data::thousands;
 use lora_sb_tune::eval::Metric;
 use lora_sb_tune::init::InitProgress;
-use lora_sb_tune::train::{Clock, Event, Observer, StepReport};
+use lora_sb_tune::train::{Clock, Event, HeadWarmupStep, Observer, StepReport};
 
 use crate::display::{self, duration, number};
 use crate::resolve::Resolved;
@@ -75,6 +75,14 @@ impl Progress {
             bar: ProgressBar::with_draw_target(None, target),
             since: Since::default(),
         }
+    }
+
+    /// How far the warm-up of the head is.
+    pub(crate) fn head_warmup(&mut self, done: HeadWarmupStep) {
+        self.style("head's warm-up: steps {pos}/{len} {wide_bar} {msg}");
+        self.bar.set_length(done.of as u64);
+        self.bar.set_message(format!("loss {:.4}", done.loss));
+        self.bar.set_position(done.step as u64);
     }
 
     /// How far the initialisation is.
@@ -167,7 +175,10 @@ impl Observer for Progress {
                 let best = match (*best && *step > 0, self.best) {
                     (false, _) => String::new(),
                     (true, None) => "  (lowest so far)".into(),
-                    (true, Some(metric)) => format!("  (best {metric} so far)"),
+                    (true, Some(metric)) if metrics.contains_key(metric.name()) => {
+                        format!("  (best {metric} so far)")
+                    }
+                    (true, Some(metric)) => format!("  (lowest loss so far; {metric} is not defined)"),
                 };
                 let score = |metric: &Metric| Some(format!("  {metric} {:.4}", metrics.get(metric.name())?));
                 let scores: String = self.metrics.iter().filter_map(score).collect();

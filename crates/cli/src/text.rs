@@ -168,7 +168,7 @@ pub(crate) fn continuation(
     let sampling = Sampling::Random { temperature: 0.8, top_k: None, top_p: None };
     let options =
         Generation { max_new_tokens: SAMPLE_TOKENS, sampling, stop: tokenizer.stop_tokens().to_vec() };
-    let mut generator = Generator::new(seed, Stream::Sampling, 0);
+    let mut generators = [Generator::new(seed, Stream::Sampling, 0)];
     let mut growing = Continuation::after(tokenizer, &ids, &[]);
     let mut text = String::new();
     let mut on_token = |_, id| {
@@ -176,7 +176,7 @@ pub(crate) fn continuation(
         text.push_str(&piece);
         next
     };
-    generate(model, hook, &[ids], &options, &mut generator, &mut on_token)?;
+    generate(model, hook, &[ids], &options, &mut generators, &mut on_token)?;
     text.push_str(&growing.finish()?);
     Ok(text)
 }

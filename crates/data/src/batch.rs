@@ -126,13 +126,13 @@ pub fn split_examples(
 ) -> Result<(Vec<Example>, Vec<Example>)> {
     let examples = whole.len();
     let refused = |option, found: String| {
-        let expected = format!("fewer than the {examples} examples there are, none of them negative");
+        let expected = format!("fewer than the {examples} examples there are");
         Error::Option { option, expected, found }
     };
     let held_out = match holdout {
         Holdout::Fraction(share) if !(0.0..1.0).contains(&share) => {
             return Err(Error::Option {
-                option: "validation",
+                option: "val_set_size",
                 expected: "a fraction from 0 to below 1".into(),
                 found: share.to_string(),
             });
@@ -142,7 +142,7 @@ pub fn split_examples(
         Holdout::Count(count) => count,
     };
     if held_out > 0 && held_out >= examples {
-        return Err(refused("validation", held_out.to_string()));
+        return Err(refused("val_set_size", held_out.to_string()));
     }
     let mut chosen = vec![false; examples];
     let order = permutation(&mut generator(Purpose::Validation, seed, 0), examples);

@@ -14,8 +14,8 @@ const SHOWN: usize = 8;
 
 const MISSING: &str = "every record needs a label: leave out those without one, or take another file (of GLUE the \
                        validation file: the labels of the test files were never published)";
-const UNKNOWN: &str = "validation data is read with the class names of the training data: check both for \
-                       spelling, and that they are of the same task";
+const UNKNOWN: &str = "the classes are those that were named, or those of the training data: check them and the data \
+                       for spelling, and that both are of the same task";
 const MIXED: &str = "write the classes of all records as integers from 0, or all as names";
 const NOT_A_NUMBER: &str =
     "write every label as a number to learn values, or every label as a name to learn classes";
@@ -193,11 +193,11 @@ pub(crate) fn check(options: &LabelOptions) -> Result<()> {
     }
     let Some(names) = &options.names else { return Ok(()) };
     if options.kind == Some(LabelKind::Values) {
-        return refused("names", "no class names for labels that are values", listed(names));
+        return refused("label_names", "no class names for labels that are values", listed(names));
     }
     let distinct: BTreeSet<_> = names.iter().collect();
     if distinct.len() < names.len() || !(2..=MOST_CLASSES).contains(&names.len()) {
-        return refused("names", "at least 2 class names, each another", listed(names));
+        return refused("label_names", "at least 2 class names, each another", listed(names));
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ pub struct TextToPredict {
     pub second: Option<String>,
     /// Its tokens, and its label where the file has one.
     pub example: Example,
+    /// How many tokens there were before the text was cut, special tokens included.
+    pub whole: usize,
 }
 
 /// Reads files as [`load_labelled`](crate::load_labelled) does, but for the labels: a record without one, with `null`
@@ -74,7 +76,7 @@ pub fn load_to_predict(
             }
             let trained = vec![false; tokens.ids.len()];
             let example = Example { ids: tokens.ids, trained, second: tokens.second, label, source };
-            Ok(TextToPredict { first, second, example })
+            Ok(TextToPredict { first, second, example, whole: tokens.whole })
         })
         .collect()
 }

@@ -254,10 +254,10 @@ fn options_that_contradict_each_other_are_refused() {
     let values_with_names = LabelOptions { kind: Some(LabelKind::Values), ..options_named(&["a", "b"]) };
     let split = LabelOptions { excess_length: Some(ExcessLength::Split), ..LabelOptions::new(64) };
     for (options, name) in [
-        (options_named(&["a", "a"]), "names"),
-        (options_named(&["a"]), "names"),
-        (options_named(&[]), "names"),
-        (values_with_names, "names"),
+        (options_named(&["a", "a"]), "label_names"),
+        (options_named(&["a"]), "label_names"),
+        (options_named(&[]), "label_names"),
+        (values_with_names, "label_names"),
         (split, "excess_length"),
         (LabelOptions::new(2), "max_length"),
     ] {

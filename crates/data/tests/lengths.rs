@@ -129,6 +129,6 @@ fn validation_is_a_seeded_partition_in_order() {
         [Holdout::Count(53), Holdout::Fraction(1.0), Holdout::Fraction(-0.1), Holdout::Fraction(0.999)]
     {
         let error = split_validation(data.clone(), refused, 0).unwrap_err();
-        assert!(error.to_string().starts_with("validation: expected"), "{error}");
+        assert!(error.to_string().starts_with("val_set_size: expected"), "{error}");
     }
 }

@@ -180,7 +180,7 @@ impl Error {
             | Error::UnknownArchitecture { hint, .. }
             | Error::Task { hint, .. } => hint.clone(),
             Error::Head { .. } => Some(
-                "choose a task with as many labels as the head that is there, or begin with a model without one"
+                "draw a new head instead, or choose a task with as many labels as the head that is there"
                     .into(),
             ),
             Error::WeightFile { .. } => Some("download or copy the file again".into()),

@@ -68,7 +68,7 @@ pub use decode::{Decoder, Generation, Next, Sampling, generate};
 pub use error::{Error, Result};
 pub use family::Family;
 pub use hook::{Frozen, Gradients, InputGradient, Layer, LinearHook, NoGradients, Recompute, SiteSaved};
-pub use load::LoadOptions;
+pub use load::{LoadOptions, Mismatched};
 pub use model::Model;
 pub use save::{SHARD_BYTES, SaveType, save_model, save_model_in_shards};
 pub use site::{Norm, Parameter, Projection, Site};

@@ -20,8 +20,23 @@ pub struct LoadOptions {
     /// The task of an encoder's head, where it is not the one of `config.json`; a decoder's is
     /// [`Task::LanguageModel`].
     pub task: Option<Task>,
-    /// Of a classification head that is not in the files.
+    /// Of a classification head that is drawn.
     pub seed: u64,
+    /// What becomes of a classification head of another number of labels.
+    pub mismatched: Mismatched,
+}
+
+/// What becomes of a layer in the files whose number of labels is not the task's.
+///
+/// A tensor of another width, or one that is no part of the head, is an error in any case: it is of another model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mismatched {
+    /// [`Error::Head`].
+    #[default]
+    Refuse,
+    /// It is left out and a new one drawn, as if there were none; [`Model::warnings`](crate::Model::warnings) names
+    /// it. transformers' `ignore_mismatched_sizes`.
+    Draw,
 }
 
 impl LoadOptions {
@@ -123,24 +138,36 @@ impl Shelf {
     }
 
     /// All tensors that the configuration asks for, with a sentence for each that nobody asks for and one for
-    /// a classification head that is not in the files. `seed` is that of such a head.
+    /// what is new of a classification head.
     pub(crate) fn weights(
         &self,
         config: &Config,
         kernels: &dyn Kernels,
         storage: Storage,
-        seed: u64,
+        options: LoadOptions,
     ) -> Result<(Weights, Vec<String>)> {
-        let (mut tensors, mut drawn) = (BTreeMap::new(), Vec::new());
+        let (mut tensors, mut drawn) = (BTreeMap::new(), Drawn::default());
         for (index, parameter) in config.parameters().into_iter().enumerate() {
-            let tensor = match self.tensor(config, parameter, kernels)? {
+            let found = match self.tensor(config, parameter, kernels) {
+                Err(Error::Head { tensor, expected, found, .. })
+                    if options.mismatched == Mismatched::Draw =>
+                {
+                    drawn.mismatched.push(format!("`{tensor}` ({found:?}, not {expected:?})"));
+                    None
+                }
+                Ok(None) if parameter.of_classification() => {
+                    drawn.missing.push(format!("`{}`", config.name(parameter)));
+                    None
+                }
+                found => found?,
+            };
+            let tensor = match found {
                 // A classification head is trained in any case, beside an adapter too.
                 Some(mapped) if parameter.of_classification() => kernels.to_owned_f32(&mapped)?,
                 Some(mapped) if storage == Storage::Trainable => kernels.to_owned_f32(&mapped)?,
                 Some(mapped) => mapped,
                 None if parameter.of_classification() => {
-                    drawn.push(format!("`{}`", config.name(parameter)));
-                    fresh(config, kernels, parameter, (seed, index as u64), Storage::Trainable)?
+                    fresh(config, kernels, parameter, (options.seed, index as u64), Storage::Trainable)?
                 }
                 None => {
                     let (file, tensor) = (self.searched.clone(), config.name(parameter));
@@ -152,13 +179,7 @@ impl Shelf {
         }
         let mut warnings = self.unused(config);
         warnings.extend(self.untied(config)?);
-        if !drawn.is_empty() {
-            let (file, drawn) = (&self.searched, drawn.join(", "));
-            warnings.push(format!(
-                "{file}: no {drawn}; this part of the classification head is new, drawn at random, and means \
-                 nothing until it is trained"
-            ));
-        }
+        warnings.extend(drawn.sentence(&self.searched));
         Ok((Weights::new(config, tensors), warnings))
     }
 
@@ -221,6 +242,30 @@ impl Shelf {
             }
         }
         Ok(None)
+    }
+}
+
+/// What is new of a classification head.
+#[derive(Default)]
+struct Drawn {
+    /// Tensors that are not in the files.
+    missing: Vec<String>,
+    /// Tensors of another number of labels, with their shapes.
+    mismatched: Vec<String>,
+}
+
+impl Drawn {
+    fn sentence(&self, file: &str) -> Option<String> {
+        let missing = (!self.missing.is_empty()).then(|| format!("no {}", self.missing.join(", ")));
+        let mismatched = (!self.mismatched.is_empty())
+            .then(|| format!("{} left out, of another number of labels", self.mismatched.join(", ")));
+        let why = [missing, mismatched].into_iter().flatten().collect::<Vec<_>>().join("; ");
+        (!why.is_empty()).then(|| {
+            format!(
+                "{file}: {why}; this part of the classification head is new, drawn at random, and means nothing \
+                 until it is trained"
+            )
+        })
     }
 }
 

@@ -38,10 +38,12 @@ impl Model {
         Model::load_with(dir, kernels, storage, LoadOptions::default())
     }
 
-    /// The same for a task of one's own choice, and with the seed of a classification head that is new.
+    /// The same for a task of one's own choice, with the seed of a classification head that is new and what becomes
+    /// of one that does not fit.
     ///
     /// # Errors
-    /// As [`Model::load`]; where the model has no head for the task, or one with another number of labels.
+    /// As [`Model::load`]; where the model has no head for the task, or one with another number of labels that is
+    /// not to be drawn anew ([`Mismatched`](crate::Mismatched)).
     pub fn load_with(
         dir: &Path,
         kernels: Arc<dyn Kernels>,
@@ -49,7 +51,7 @@ impl Model {
         options: LoadOptions,
     ) -> Result<Model> {
         let config = options.applied_to(load::config(dir)?)?;
-        let (weights, warnings) = Shelf::open(dir)?.weights(&config, &*kernels, storage, options.seed)?;
+        let (weights, warnings) = Shelf::open(dir)?.weights(&config, &*kernels, storage, options)?;
         Model::new(config, kernels, weights, Some(dir.to_path_buf()), warnings)
     }
 
@@ -65,7 +67,7 @@ impl Model {
     ) -> Result<Model> {
         let config = Config::from_json(config_json)?;
         let (weights, warnings) =
-            load::in_memory(weights)?.weights(&config, &*kernels, storage, LoadOptions::default().seed)?;
+            load::in_memory(weights)?.weights(&config, &*kernels, storage, LoadOptions::default())?;
         Model::new(config, kernels, weights, None, warnings)
     }
 

@@ -106,13 +106,14 @@ fn generation(golden: &Golden) {
     let model = golden.plain_model(Storage::Mapped);
     let (steps, v) = (new[0].len(), model.config().vocab_size);
     let options = Generation { max_new_tokens: steps, sampling: Sampling::Greedy, stop: vec![] };
-    let mut generator = Generator::new(0, Stream::Sampling, 0);
+    let mut generators: Vec<Generator> =
+        (0..prompts.len() as u64).map(|index| Generator::new(0, Stream::Sampling, index)).collect();
     let mut told = vec![Vec::new(); prompts.len()];
     let mut on_token = |index: usize, id| {
         told[index].push(id);
         Next::Continue
     };
-    let found = generate(&model, &Frozen, &prompts, &options, &mut generator, &mut on_token).unwrap();
+    let found = generate(&model, &Frozen, &prompts, &options, &mut generators, &mut on_token).unwrap();
     assert_eq!(found, new);
     assert_eq!(told, new);
 

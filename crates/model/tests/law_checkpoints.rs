@@ -8,8 +8,8 @@ use std::path::Path;
 
 use lora_sb_kernels::DType;
 use lora_sb_model::{
-    Config, LoadOptions, Model, Parameter, SaveType, Storage, Task, WeightFile, WeightFileWriter, save_model,
-    save_model_in_shards,
+    Config, LoadOptions, Mismatched, Model, Parameter, SaveType, Storage, Task, WeightFile, WeightFileWriter,
+    save_model, save_model_in_shards,
 };
 use serde_json::{Value, json};
 use support::{config_json, cpu, values};
@@ -61,6 +61,10 @@ fn reload(model: &Model, tensors: &Tensors, options: LoadOptions) -> lora_sb_mod
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &model.config().to_json(), tensors, SaveType::F32);
     Model::load_with(dir.path(), cpu(), Storage::Mapped, options)
+}
+
+fn for_task(task: Task) -> LoadOptions {
+    LoadOptions { task: Some(task), ..LoadOptions::default() }
 }
 
 fn is_head(model: &Model, name: &str) -> bool {
@@ -119,7 +123,11 @@ fn a_head_that_is_not_there_is_drawn_and_said() {
         let mut bare = tensors(&model);
         bare.retain(|name, _| !is_head(&model, name));
         assert_eq!(bare.len() + 4, model.parameters().len());
-        let options = |seed| LoadOptions { task: Some(Task::Classification { labels: 5 }), seed };
+        let options = |seed| LoadOptions {
+            task: Some(Task::Classification { labels: 5 }),
+            seed,
+            ..LoadOptions::default()
+        };
         let loaded = reload(&model, &bare, options(3)).unwrap();
         assert_eq!(loaded.warnings().len(), 1);
         for parameter in [Parameter::Pooler, Parameter::ClassifierBias] {
@@ -180,13 +188,13 @@ fn a_head_of_another_number_of_labels_is_refused() {
         ),
         (Task::Regression, ["classifier.out_proj.weight", "[3, 6]", "one label needs [1, 6]"]),
     ] {
-        let error = reload(&model, &all, LoadOptions { task: Some(task), seed: 0 }).unwrap_err();
+        let error = reload(&model, &all, for_task(task)).unwrap_err();
         for part in parts {
             assert!(error.to_string().contains(part), "`{part}` is not in: {error}");
         }
         assert!(error.hint().unwrap().contains("as many labels"));
     }
-    let kept = LoadOptions { task: Some(Task::Classification { labels: 3 }), seed: 0 };
+    let kept = for_task(Task::Classification { labels: 3 });
     assert_eq!(reload(&model, &all, kept).unwrap().config().label_names(), ["no", "yes", "maybe"]);
     let mut narrow = all.clone();
     narrow.insert("classifier.out_proj.weight".into(), (vec![3, 5], vec![0.0; 15]));
@@ -194,6 +202,62 @@ fn a_head_of_another_number_of_labels_is_refused() {
     assert!(error.hint().unwrap().contains("config.json"), "another width is another model: {error}");
     let error = decoder(json!({})).config().clone().with_task(Task::Regression).unwrap_err();
     assert!(error.to_string().contains("llama"), "{error}");
+}
+
+#[test]
+fn a_head_of_another_number_of_labels_is_drawn_where_that_is_asked_for() {
+    let weights = |model: &Model, parameter| values(model.kernels(), model.weight(parameter).unwrap());
+    for family in ["bert", "roberta"] {
+        let model = encoder(family);
+        let all = tensors(&model);
+        for task in [Task::Classification { labels: 7 }, Task::Regression] {
+            let options = LoadOptions { seed: 3, mismatched: Mismatched::Draw, ..for_task(task) };
+            let loaded = reload(&model, &all, options).unwrap();
+            let labels = loaded.config().labels();
+            let [warning] = loaded.warnings() else { panic!("{:?}", loaded.warnings()) };
+            let names = [Parameter::Classifier, Parameter::ClassifierBias].map(|p| model.name(p));
+            let named = [
+                format!("`{}` ([3, 6], not [{labels}, 6])", names[0]),
+                format!("`{}` ([3], not [{labels}])", names[1]),
+            ];
+            assert!(warning.contains(&named.join(", ")) && warning.contains("drawn at random"), "{warning}");
+            for parameter in model.parameters().into_iter().filter(|p| !names.contains(&model.name(*p))) {
+                assert_eq!(weights(&loaded, parameter), weights(&model, parameter), "{parameter:?}");
+            }
+            // The same as where the files hold no such layer.
+            let mut without = all.clone();
+            without.retain(|name, _| !names.contains(name));
+            let fresh = reload(&model, &without, LoadOptions { seed: 3, ..for_task(task) }).unwrap();
+            assert_eq!(tensors(&loaded), tensors(&fresh));
+            assert_eq!(weights(&loaded, Parameter::ClassifierBias), vec![0.0; labels]);
+        }
+        let draw = LoadOptions { mismatched: Mismatched::Draw, ..LoadOptions::default() };
+        let kept = reload(&model, &all, draw).unwrap();
+        assert!(kept.warnings().is_empty(), "what fits is kept: {:?}", kept.warnings());
+        assert_eq!(tensors(&kept), all);
+
+        // Both reasons in one sentence.
+        let mut part = all.clone();
+        part.remove(&model.name(Parameter::PoolerBias));
+        let options = LoadOptions { mismatched: Mismatched::Draw, ..for_task(Task::Regression) };
+        let loaded = reload(&model, &part, options).unwrap();
+        let [warning] = loaded.warnings() else { panic!("{:?}", loaded.warnings()) };
+        let missing = format!("no `{}`; `", model.name(Parameter::PoolerBias));
+        assert!(warning.contains(&missing) && warning.contains("left out"), "{warning}");
+
+        // Another width is another model, and the body is never drawn.
+        for name in [model.name(Parameter::Classifier), model.name(Parameter::Pooler)] {
+            let mut narrow = all.clone();
+            let rows = narrow[&name].0[0];
+            narrow.insert(name.clone(), (vec![rows, 5], vec![0.0; rows * 5]));
+            let error = reload(&model, &narrow, draw).unwrap_err().to_string();
+            assert!(error.contains(&name) && error.contains("the configuration asks for"), "{error}");
+        }
+        let mut short = all.clone();
+        let name = model.name(Parameter::Embedding);
+        short.insert(name.clone(), (vec![22, 6], vec![0.0; 22 * 6]));
+        assert!(reload(&model, &short, draw).unwrap_err().to_string().contains(&name));
+    }
 }
 
 #[test]

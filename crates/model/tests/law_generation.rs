@@ -3,7 +3,9 @@
 mod support;
 
 use lora_sb_kernels::{Generator, Stream};
-use lora_sb_model::{Batch, Decoder, Frozen, Generation, Model, Next, Sampling, Sequence, generate, memory};
+use lora_sb_model::{
+    Batch, Decoder, Frozen, Generation, Model, Next, Norm, Parameter, Sampling, Sequence, generate, memory,
+};
 use serde_json::json;
 use support::{families, largest, largest_difference, model, values};
 
@@ -12,8 +14,12 @@ fn prompts() -> Vec<Vec<u32>> {
 }
 
 fn run(model: &Model, prompts: &[Vec<u32>], options: &Generation, seed: u64) -> Vec<Vec<u32>> {
-    let mut generator = Generator::new(seed, Stream::Sampling, 0);
-    generate(model, &Frozen, prompts, options, &mut generator, &mut |_, _| Next::Continue).unwrap()
+    let mut generators = generators(prompts, seed);
+    generate(model, &Frozen, prompts, options, &mut generators, &mut |_, _| Next::Continue).unwrap()
+}
+
+fn generators(prompts: &[Vec<u32>], seed: u64) -> Vec<Generator> {
+    (0..prompts.len() as u64).map(|index| Generator::new(seed, Stream::Sampling, index)).collect()
 }
 
 fn greedy(max_new_tokens: usize) -> Generation {
@@ -95,16 +101,46 @@ fn greedy_takes_the_likeliest_and_together_is_alone() {
 }
 
 #[test]
+fn what_is_drawn_for_a_prompt_does_not_depend_on_the_others() {
+    let (model, options) = (model(json!({})), random(0.9, Some(20), Some(0.95)));
+    let options = Generation { max_new_tokens: 7, ..options };
+    let together = run(&model, &prompts(), &options, 5);
+    for (index, prompt) in prompts().into_iter().enumerate() {
+        let mut own = [Generator::new(5, Stream::Sampling, index as u64)];
+        let alone =
+            generate(&model, &Frozen, &[prompt], &options, &mut own, &mut |_, _| Next::Continue).unwrap();
+        assert_eq!(alone[0], together[index]);
+    }
+}
+
+#[test]
+fn a_logit_that_is_not_finite_is_an_error() {
+    for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut model = model(json!({}));
+        let kernels = model.kernels().clone();
+        let gain = model.weight_mut(Parameter::Gain(Norm::Final)).unwrap();
+        let mut values = kernels.to_f32(gain).unwrap();
+        values[2] = wrong;
+        kernels.write_f32(gain, &values).unwrap();
+        let (prompts, options) = (prompts(), random(1.0, None, None));
+        let mut generators = generators(&prompts, 0);
+        let error =
+            generate(&model, &Frozen, &prompts, &options, &mut generators, &mut |_, _| Next::Continue);
+        assert!(error.unwrap_err().to_string().contains("the logit of token 0 after prompt 0"));
+    }
+}
+
+#[test]
 fn the_caller_ends_a_text() {
     let model = model(json!({}));
     let free = run(&model, &prompts(), &greedy(9), 0);
-    let mut generator = Generator::new(0, Stream::Sampling, 0);
+    let mut generators = generators(&prompts(), 0);
     let mut counts = [0; 3];
     let mut on_token = |index: usize, _| {
         counts[index] += 1;
         if index == 1 && counts[index] == 4 { Next::Stop } else { Next::Continue }
     };
-    let ended = generate(&model, &Frozen, &prompts(), &greedy(9), &mut generator, &mut on_token).unwrap();
+    let ended = generate(&model, &Frozen, &prompts(), &greedy(9), &mut generators, &mut on_token).unwrap();
     assert_eq!(ended[1], free[1][..4], "the token with which it ends is its last");
     assert_eq!((&ended[0], &ended[2]), (&free[0], &free[2]));
     assert_eq!(counts, [9, 4, 9]);
@@ -123,7 +159,7 @@ fn an_encoder_writes_no_text() {
 fn equal_logits_give_the_lowest_id() {
     let mut model = model(json!({}));
     let kernels = model.kernels().clone();
-    let head = model.weight_mut(lora_sb_model::Parameter::Head).unwrap();
+    let head = model.weight_mut(Parameter::Head).unwrap();
     kernels.write_f32(head, &[0.0; 29 * 13]).unwrap();
     assert_eq!(run(&model, &prompts(), &greedy(3), 0), vec![vec![0; 3]; 3]);
 }
@@ -135,8 +171,8 @@ fn a_stop_id_ends_its_text_alone() {
     let stop = free[0][3];
     let options = Generation { stop: vec![stop, 1000], ..greedy(9) };
     let mut told = Vec::new();
-    let mut generator = Generator::new(0, Stream::Sampling, 0);
-    let stopped = generate(&model, &Frozen, &prompts(), &options, &mut generator, &mut |i, id| {
+    let mut generators = generators(&prompts(), 0);
+    let stopped = generate(&model, &Frozen, &prompts(), &options, &mut generators, &mut |i, id| {
         told.push((i, id));
         Next::Continue
     })
@@ -194,8 +230,8 @@ fn draws_follow_the_probabilities() {
 fn settings_out_of_range_are_named() {
     let model = model(json!({}));
     let failed = |prompts: &[Vec<u32>], options: &Generation| {
-        let mut generator = Generator::new(0, Stream::Sampling, 0);
-        generate(&model, &Frozen, prompts, options, &mut generator, &mut |_, _| Next::Continue)
+        let mut generators = generators(prompts, 0);
+        generate(&model, &Frozen, prompts, options, &mut generators, &mut |_, _| Next::Continue)
             .unwrap_err()
             .to_string()
     };
@@ -210,6 +246,10 @@ fn settings_out_of_range_are_named() {
         assert!(failed(&prompts(), &options).contains(part));
     }
     assert!(failed(&[vec![1], vec![]], &greedy(2)).contains("prompt 1"));
+    let one = &mut generators(&[vec![1]], 0);
+    let error =
+        generate(&model, &Frozen, &prompts(), &greedy(1), one, &mut |_, _| Next::Continue).unwrap_err();
+    assert!(error.to_string().contains("3 prompts with 1 generators"), "{error}");
     assert_eq!(run(&model, &prompts(), &greedy(0), 0), vec![Vec::<u32>::new(); 3]);
     let prompts = prompts();
     let mut decoder = Decoder::new(&model, &Frozen, &prompts, 1).unwrap();

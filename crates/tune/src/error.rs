@@ -213,7 +213,8 @@ impl Error {
             Error::Verification { .. } => {
                 Some("do not use it: check that the base model is the adapter's, and write it again".into())
             }
-            Error::Config { .. } | Error::NotFinite { .. } => None,
+            Error::NotFinite { .. } => Some("look for NaN in the model's or the adapter's files; take them from their source again".into()),
+            Error::Config { .. } => None,
         }
     }
 

@@ -11,7 +11,7 @@
 //! | [`adapter`] | what happens at a linear layer: the adapters' forward and gradients |
 //! | [`init`] | the start of any method, and the streamed gradient that some take it from |
 //! | [`head`] | classification heads that are trained beside an adapter |
-//! | [`export`] | the native adapter directory, PEFT directories, merged models |
+//! | [`export`] | the native adapter directory, PEFT directories, merged models; their verification; averages |
 //! | [`config`], [`optim`], [`train`], [`eval`], [`plan`], [`run`] | a training run |
 //!
 //! # Example

@@ -125,6 +125,10 @@ fn last_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
+/// Layers of other families that Phi-3 has in one.
+const FUSED: [(&[&str], &str); 2] =
+    [(&["q_proj", "k_proj", "v_proj"], "qkv_proj"), (&["gate_proj", "up_proj"], "gate_up_proj")];
+
 fn unknown(name: &str, modules: &[(Site, String)]) -> Error {
     let depth = name.split('.').count();
     let mut candidates = BTreeSet::new();
@@ -136,6 +140,11 @@ fn unknown(name: &str, modules: &[(Site, String)]) -> Error {
         if !known.iter().any(|other| other == last_name(module)) {
             known.push(last_name(module).to_owned());
         }
+    }
+    if let Some((_, fused)) = FUSED.iter().find(|(parts, _)| parts.contains(&last_name(name)))
+        && known.iter().any(|other| other == fused)
+    {
+        return Error::UnknownTarget { name: name.into(), near: vec![(*fused).into()], known };
     }
     let allowed = (name.len() / 3).max(2);
     let mut near: Vec<(usize, String)> = candidates

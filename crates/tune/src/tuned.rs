@@ -267,7 +267,7 @@ impl Tuned {
 }
 
 /// Makes parameters trainable, which a model may map from its file, and gives each a gradient of zero.
-fn own(model: &mut Model, parameters: Vec<Parameter>) -> Result<BTreeMap<Parameter, Tensor>> {
+pub(crate) fn own(model: &mut Model, parameters: Vec<Parameter>) -> Result<BTreeMap<Parameter, Tensor>> {
     let kernels = model.kernels().clone();
     let mut gradients = BTreeMap::new();
     for parameter in parameters {

@@ -168,7 +168,8 @@ fn law_a_merged_directory_holds_the_head() {
         let dir = tempfile::tempdir().unwrap();
         let tuned = tiny_classifier(model_type, method, &["classifier"]);
         merge::merge(dir.path(), &tuned, None).unwrap();
-        let options = LoadOptions { task: Some(Task::Classification { labels: 3 }), seed: 9 };
+        let options =
+            LoadOptions { task: Some(Task::Classification { labels: 3 }), seed: 9, ..LoadOptions::default() };
         let merged = Model::load_with(dir.path(), cpu(), Storage::Mapped, options).unwrap();
         assert_eq!(merged.warnings(), [""; 0]);
         let found = logits(&merged, &Frozen);
@@ -412,5 +413,8 @@ fn law_adapters_that_share_nothing_are_not_averaged() {
         let bad = [members[0].clone(), Member { weight, ..members[1].clone() }];
         assert!(average(&bad, &target).unwrap_err().to_string().contains("a positive number"));
     }
+    let heavy: Vec<Member> =
+        members.iter().map(|member| Member { weight: f64::MAX, ..member.clone() }).collect();
+    assert!(matches!(average(&heavy, &target), Err(Error::NotFinite { .. })));
     assert!(average(&members, &members[1].dir).unwrap_err().to_string().contains("one of the adapters"));
 }

@@ -73,6 +73,19 @@ fn law_a_gradient_that_is_not_finite_names_its_module() {
 }
 
 #[test]
+fn law_a_weight_that_is_not_finite_is_named_where_it_is_factorised() {
+    for method in [Method::LoraXs, Method::Pissa] {
+        let mut model = tiny_model(2);
+        let kernels = model.kernels().clone();
+        let site = model.sites()[9];
+        kernels.fill(f32::NAN, model.weight_mut(Parameter::Weight(site)).unwrap()).unwrap();
+        let module = model.module(site);
+        let error = Tuned::adapt(model, &config(method), &tiny_examples(6), &mut |_| ()).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { .. }) && error.to_string().contains(&module), "{error}");
+    }
+}
+
+#[test]
 fn law_a_token_outside_the_vocabulary_is_an_error() {
     let examples = [example(&[1, 29, 3], &[false, true, true])];
     let result = Tuned::adapt(tiny_model(2), &config(Method::LoraSb), &examples, &mut |_| ());

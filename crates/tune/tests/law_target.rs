@@ -51,6 +51,22 @@ fn law_an_unknown_target_is_an_error_that_names_the_near_ones() {
 }
 
 #[test]
+fn law_a_part_of_a_fused_layer_is_answered_by_that_layer() {
+    let phi = lora_sb_model::Config::from_json(
+        br#"{"model_type": "phi3", "vocab_size": 13, "hidden_size": 8, "intermediate_size": 12,
+             "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}"#,
+    )
+    .unwrap();
+    for (name, fused) in
+        [("q_proj", "qkv_proj"), ("self_attn.v_proj", "qkv_proj"), ("up_proj", "gate_up_proj")]
+    {
+        let error = Targets::parse(name).resolve(&phi).unwrap_err();
+        let Error::UnknownTarget { near, .. } = &error else { panic!("{error}") };
+        assert_eq!(near, &[fused]);
+    }
+}
+
+#[test]
 fn law_no_target_is_an_error() {
     for text in ["", " , "] {
         assert!(matches!(resolve(text), Err(Error::Config { .. })));

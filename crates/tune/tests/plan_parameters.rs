@@ -116,6 +116,8 @@ fn a_rank_or_a_name_that_does_not_fit_is_an_error() {
         ParameterTable::new(&config, &Targets::parse(targets), head, &[Method::LoraSb], &[rank]).unwrap_err()
     };
     assert!(matches!(at("k_proj", &[], 1025), Error::RankTooLarge { rank: 1025, out: 1024, .. }));
+    // Of all targets the one that allows least, so that its hint is right for all.
+    assert!(matches!(at("q_proj,k_proj", &[], 4000), Error::RankTooLarge { out: 1024, .. }));
     assert!(matches!(at("query", &[], 8), Error::UnknownTarget { .. }));
     assert!(at("k_proj", &[], 0).to_string().starts_with("rank"));
     let message = at("k_proj", &["classifier".into()], 8).to_string();

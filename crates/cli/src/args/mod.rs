@@ -126,6 +126,7 @@ pub(crate) struct PlanArgs {
 /// What `generate` takes.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) source: ModelArgs,
@@ -133,10 +134,10 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub(crate) adapter: Option<PathBuf>,
     /// Text to continue
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompts", help_heading = "Text")]
+    #[arg(long, value_name = "TEXT", group = "what", help_heading = "Text")]
     pub(crate) prompt: Option<String>,
     /// File with one prompt a line; the continuations are printed as JSON lines
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt", help_heading = "Text")]
+    #[arg(long, value_name = "FILE", group = "what", help_heading = "Text")]
     pub(crate) prompts: Option<PathBuf>,
     /// Prompts of the file that are continued together
     #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Text")]
@@ -175,6 +176,7 @@ pub(crate) struct ModelArgs {
 /// What `predict` takes.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
 pub(crate) struct PredictArgs {
     #[command(flatten)]
     pub(crate) source: ModelArgs,
@@ -185,13 +187,13 @@ pub(crate) struct PredictArgs {
     #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
     pub(crate) label_names: Option<Vec<String>>,
     /// Text to classify
-    #[arg(long, value_name = "TEXT", required_unless_present = "data", help_heading = "Text")]
+    #[arg(long, value_name = "TEXT", group = "what", help_heading = "Text")]
     pub(crate) text: Option<String>,
     /// Second text of a pair
     #[arg(long, value_name = "TEXT", requires = "text", help_heading = "Text")]
     pub(crate) text_pair: Option<String>,
     /// Files of texts, with or without labels; with labels the scores are printed at the end
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "text", help_heading = "Text")]
+    #[arg(long, value_name = "FILE", num_args = 1.., group = "what", help_heading = "Text")]
     pub(crate) data: Option<Vec<PathBuf>>,
     /// Longest text in tokens, longer ones are cut [default: that of the run, or what the model allows]
     #[arg(long, value_name = "TOKENS", help_heading = "Text")]

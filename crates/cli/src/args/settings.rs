@@ -138,10 +138,24 @@ pub(crate) struct SettingsArgs {
         help_heading = "Classification (BERT, RoBERTa)"
     )]
     pub(crate) problem_type: Option<ProblemType>,
+    /// Where the model's head has another number of labels, draw a new one instead of ending with an error; whatever
+    /// fits is kept [default: false]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Classification (BERT, RoBERTa)"
+    )]
+    pub(crate) ignore_mismatched_sizes: Option<bool>,
     /// Modules of the classification head that are trained in full beside the adapter, parted by commas
     /// [default: classifier]
     #[arg(long, value_name = "NAMES", help_heading = "Classification (BERT, RoBERTa)")]
     pub(crate) modules_to_save: Option<String>,
+    /// Steps that train these modules alone, at the peak learning rate, before the adapter is made: the first gradient
+    /// of lora-sb and lora-ga comes through the head, which may be new and random [default: 0, as in the paper]
+    #[arg(long, value_name = "STEPS", help_heading = "Classification (BERT, RoBERTa)")]
+    pub(crate) head_warmup_steps: Option<usize>,
     /// Scores that are shown [default: accuracy for classes, pearson for numbers]
     #[arg(
         long,

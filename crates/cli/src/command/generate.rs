@@ -5,9 +5,9 @@ use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use lora_sb_data::Tokenizer;
+use lora_sb_data::{Tokenizer, thousands};
 use lora_sb_kernels::{Generator, Stream};
-use lora_sb_model::{Generation, Sampling, Task, generate};
+use lora_sb_model::{Generation, Next, Sampling, Task, generate};
 use serde_json::json;
 
 use crate::args::GenerateArgs;
@@ -15,6 +15,9 @@ use crate::directory::{self, Loaded, Opened};
 use crate::display;
 use crate::failure::{Failure, Result};
 use crate::text::{Continuation, prompt_ids};
+
+/// Positions beyond this are a slip of the finger: their rotations and cache would fill the memory.
+const MOST_NEW_TOKENS: usize = 1 << 20;
 
 /// Runs the command.
 pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
@@ -68,22 +71,22 @@ impl Writer<'_> {
         let write = |text: &str| {
             let mut out = std::io::stdout();
             let text = if terminal { Cow::Owned(display::printable(text)) } else { Cow::Borrowed(text) };
-            let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())
         };
         let dim = display::DIM;
         let _ = write!(anstream::stdout(), "{dim}{prompt}{dim:#}");
         let mut growing = Continuation::after(self.tokenizer, ids, &self.arguments.stop);
-        let mut generator = Generator::new(self.arguments.seed, Stream::Sampling, 0);
+        let mut generators = [Generator::new(self.arguments.seed, Stream::Sampling, 0)];
+        let mut outcome = Ok(());
         let mut on_token = |_, id| {
             let (text, next) = growing.push(id);
-            write(&text);
-            next
+            outcome = write(&text);
+            if outcome.is_ok() { next } else { Next::Stop }
         };
         let (model, hook) = (self.loaded.model(), self.loaded.hook());
-        generate(model, hook, &[ids.to_vec()], self.options, &mut generator, &mut on_token)?;
-        write(&growing.finish()?);
-        write("\n");
-        Ok(())
+        generate(model, hook, &[ids.to_vec()], self.options, &mut generators, &mut on_token)?;
+        let rest = growing.finish()?;
+        display::written(outcome.and_then(|()| write(&rest)).and_then(|()| write("\n")))
     }
 
     /// Many prompts, a JSON line each.
@@ -91,7 +94,9 @@ impl Writer<'_> {
         let size = self.arguments.batch_size;
         let (model, hook) = (self.loaded.model(), self.loaded.hook());
         for (batch, (prompts, ids)) in prompts.chunks(size).zip(ids.chunks(size)).enumerate() {
-            let mut generator = Generator::new(self.arguments.seed, Stream::Sampling, batch as u64);
+            let first = batch * size;
+            let draws = |index| Generator::new(self.arguments.seed, Stream::Sampling, index as u64);
+            let mut generators: Vec<Generator> = (first..first + ids.len()).map(draws).collect();
             let begun = |ids: &Vec<u32>| Continuation::after(self.tokenizer, ids, &self.arguments.stop);
             let mut growing: Vec<(Continuation<'_>, String)> =
                 ids.iter().map(|ids| (begun(ids), String::new())).collect();
@@ -101,10 +106,10 @@ impl Writer<'_> {
                 text.push_str(&piece);
                 next
             };
-            generate(model, hook, ids, self.options, &mut generator, &mut on_token)?;
+            generate(model, hook, ids, self.options, &mut generators, &mut on_token)?;
             for (prompt, (continuation, mut completion)) in prompts.iter().zip(growing) {
                 completion.push_str(&continuation.finish()?);
-                display::line(&json!({ "prompt": prompt, "completion": completion }).to_string());
+                display::output(&json!({ "prompt": prompt, "completion": completion }).to_string())?;
             }
         }
         Ok(())
@@ -115,6 +120,14 @@ fn check(arguments: &GenerateArgs) -> Result<()> {
     if arguments.batch_size == 0 {
         return Err(Failure::usage("--batch-size: expected at least 1, found 0")
             .hint("leave it out for 16 prompts at a time"));
+    }
+    if arguments.max_new_tokens > MOST_NEW_TOKENS {
+        let found = thousands(arguments.max_new_tokens);
+        return Err(Failure::usage(format!(
+            "--max-new-tokens: expected at most {}, found {found}",
+            thousands(MOST_NEW_TOKENS)
+        ))
+        .hint("room for all of them is taken at the start; an end-of-sequence token or --stop ends a text sooner"));
     }
     match arguments.stop.iter().any(String::is_empty) {
         false => Ok(()),

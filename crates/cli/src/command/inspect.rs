@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &InspectArgs) -> Result<ExitCode> {
         Kind::Run => run_directory(dir)?,
     };
     if arguments.json {
-        display::line(&Value::Object(facts).to_string());
+        display::output(&Value::Object(facts).to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
     let rows: Vec<(&str, String)> = facts
@@ -41,10 +41,10 @@ pub(crate) fn run(arguments: &InspectArgs) -> Result<ExitCode> {
         .filter(|(name, _)| *name != "plan")
         .map(|(name, value)| (name.as_str(), shown(value)))
         .collect();
-    display::line(&display::table(&rows));
+    display::output(&display::table(&rows))?;
     if kind == Kind::Run {
         display::heading("Values and where they come from");
-        display::line(&display::plan_table(&RunDirectory::read_plan(dir)?));
+        display::output(&display::plan_table(&RunDirectory::read_plan(dir)?))?;
     }
     Ok(ExitCode::SUCCESS)
 }

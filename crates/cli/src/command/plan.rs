@@ -48,7 +48,7 @@ pub(crate) fn run(settings: SettingsArgs, sources: Sources, json: bool) -> Resul
             .map(|(name, found)| (name.clone(), json!({ "value": found.value, "source": found.source })))
             .collect();
         let printed = json!({ "plan": values, "parameters": forecast.parameters_json(), "memory": forecast.memory_json() });
-        display::line(&printed.to_string());
+        display::output(&printed.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
     display::line(&format!("{}Run{:#}", display::HEADING, display::HEADING));

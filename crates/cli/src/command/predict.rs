@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lora_sb_data::{
-    Example, Label, LabelKind, LabelOptions, Location, TextToPredict, Tokenizer, load_to_predict,
+    Example, Label, LabelKind, LabelOptions, Location, TextToPredict, Tokenizer, load_to_predict, thousands,
 };
 use lora_sb_model::{Batch, Config, Task};
 use lora_sb_tune::eval::{Metric, metrics_of, scores, sequence};
@@ -34,11 +34,16 @@ pub(crate) fn run(arguments: &PredictArgs) -> Result<ExitCode> {
     let metrics = metrics(arguments, config.task)?;
     let longest = arguments.max_length.or(max_length).unwrap_or_else(|| longest_text(&config));
     let texts = texts(arguments, &base.tokenizer()?, &config, longest)?;
+    warn_of_cut(&texts, longest);
     let mut predicted = Vec::with_capacity(texts.len());
     for texts in texts.chunks(arguments.batch_size) {
         for (text, logits) in texts.iter().zip(logits(&loaded, texts, config.task)?) {
+            if logits.iter().any(|logit| !logit.is_finite()) {
+                return Err(Failure::new(format!("{}: the model's output is not finite", text.example.source))
+                    .hint("a weight of the model or its adapter is not finite, or too large; take another checkpoint"));
+            }
             let prediction = Prediction::of(&logits, config.task);
-            display::line(&written(text, &prediction, &config).to_string());
+            display::output(&written(text, &prediction, &config).to_string())?;
             predicted.push(prediction.label);
         }
     }
@@ -95,7 +100,7 @@ fn texts(
             let source = Location { file: std::path::Path::new("--text").into(), line: 1, element: None };
             let trained = vec![false; tokens.ids.len()];
             let example = Example { ids: tokens.ids, trained, second: tokens.second, label: None, source };
-            vec![TextToPredict { first: first.clone(), second, example }]
+            vec![TextToPredict { first: first.clone(), second, example, whole: tokens.whole }]
         }
         (None, files) => {
             let options = match config.task {
@@ -115,6 +120,15 @@ fn texts(
         base::check_ids(&text.example.ids, &text.example.source.to_string(), tokenizer, config)?;
     }
     Ok(texts)
+}
+
+fn warn_of_cut(texts: &[TextToPredict], longest: usize) {
+    let cut = texts.iter().filter(|text| text.whole > text.example.ids.len());
+    let (number, whole) = cut.fold((0, 0), |(number, most), text| (number + 1, most.max(text.whole)));
+    if number > 0 {
+        let (texts, most) = (display::count(number, "text"), thousands(whole));
+        display::warn(&format!("{texts} cut to {longest} tokens; the longest had {most}"));
+    }
 }
 
 /// The logits of each text, `[C]`.

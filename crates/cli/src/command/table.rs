@@ -34,9 +34,9 @@ pub(crate) fn run(settings: &SettingsArgs, json: bool) -> Result<ExitCode> {
     let ranks = settings.rank.as_ref().map_or(vec![RANK], |Ranks(ranks)| ranks.clone());
     let table = ParameterTable::new(&config, &targets, &modules, &methods, &ranks)?;
     if json {
-        display::line(&as_json(&base, &config, &targets, &table).to_string());
+        display::output(&as_json(&base, &config, &targets, &table).to_string())?;
     } else {
-        print(&base, &config, &targets, &table);
+        print(&base, &config, &targets, &table)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -50,7 +50,7 @@ fn with_labels(config: Config, settings: &SettingsArgs) -> Result<Config> {
     })
 }
 
-fn print(base: &Base, config: &Config, targets: &Targets, table: &ParameterTable) {
+fn print(base: &Base, config: &Config, targets: &Targets, table: &ParameterTable) -> Result<()> {
     let (family, body) = (config.family.model_type(), table.model - table.head);
     let head = match table.head {
         0 => String::new(),
@@ -60,14 +60,14 @@ fn print(base: &Base, config: &Config, targets: &Targets, table: &ParameterTable
         ("model", format!("{}: {} {family}{head}", base.shown(), display::count(body, "parameter"))),
         ("modules", format!("{} ({targets})", display::count(table.sites, "linear layer"))),
     ];
-    display::line(&display::table(&rows));
-    display::line("");
+    display::output(&display::table(&rows))?;
+    display::output("")?;
     let mut columns = vec!["method", "rank", "trained", "of full", "stored", "total"];
     if table.head > 0 {
         columns.insert(4, "and head");
     }
     let lines = table.rows.iter().map(|row| cells(row, body, table.head > 0)).collect::<Vec<_>>();
-    display::line(&display::columns(&columns, &lines));
+    display::output(&display::columns(&columns, &lines))
 }
 
 fn cells(row: &ParameterRow, body: usize, with_head: bool) -> Vec<String> {

@@ -11,7 +11,7 @@ use lora_sb_tune::export::merge;
 use lora_sb_tune::method::Kind;
 use lora_sb_tune::plan::estimates_gradient;
 use lora_sb_tune::run::{self, Checkpoint, RunDirectory};
-use lora_sb_tune::train::{Summary, train};
+use lora_sb_tune::train::{HeadWarmup, Summary, train, warm_up_head};
 use lora_sb_tune::{AdapterConfig, Bases, Method, Tuned};
 
 use crate::args::SettingsArgs;
@@ -135,8 +135,8 @@ impl Session {
 
     /// What is trained, new or from a checkpoint.
     fn tuned(&mut self, checkpoint: Option<&Checkpoint>) -> Result<Tuned> {
-        let Some(model) = self.model.take() else { return Err(Failure::new("the model is in use")) };
-        let Resolved { adapter, data, .. } = &self.resolved;
+        let Some(mut model) = self.model.take() else { return Err(Failure::new("the model is in use")) };
+        let adapter = &self.resolved.adapter;
         if adapter.method == Method::Full {
             return Ok(Tuned::full(model)?);
         }
@@ -144,6 +144,8 @@ impl Session {
             let tensors = self.run.tensors(checkpoint, model.kernels().clone().as_ref())?;
             return Ok(Tuned::restore(model, adapter, tensors)?);
         }
+        self.warm_up_head(&mut model)?;
+        let Resolved { adapter, data, .. } = &self.resolved;
         let samples: Vec<Example> = match estimates_gradient(adapter) {
             true => adapter.init.select(data.train.len(), adapter.seed),
             false => Vec::new(),
@@ -156,6 +158,20 @@ impl Session {
         let tuned = Tuned::adapt(model, adapter, &samples, &mut |done| progress.init(done))?;
         self.tell_init(&tuned, samples.len(), started.elapsed().as_secs_f64());
         Ok(tuned)
+    }
+
+    /// Trains the classification head alone, where that is asked for.
+    fn warm_up_head(&mut self, model: &mut Model) -> Result<()> {
+        let Resolved { adapter, data, train, head_warmup_steps, .. } = &self.resolved;
+        let progress = &mut self.progress;
+        let steps = *head_warmup_steps;
+        let warmed =
+            warm_up_head(model, adapter, data, train, steps, &mut |done| progress.head_warmup(done))?;
+        if let Some(HeadWarmup { loss_before, loss_after, .. }) = warmed {
+            let steps = display::count(steps, "step");
+            progress.line(&format!("head warmed up for {steps}: loss {loss_before:.4} -> {loss_after:.4}"));
+        }
+        Ok(())
     }
 
     fn tell_init(&self, tuned: &Tuned, samples: usize, seconds: f64) {

@@ -44,11 +44,11 @@ pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
     };
     let found = verify(exported, &tuned, &sequences, &mut base)?;
     found.warnings.iter().for_each(|warning| display::warn(warning));
-    tell(&found, exported, *json);
+    tell(&found, exported, *json)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(found: &Verification, exported: &std::path::Path, json: bool) {
+fn tell(found: &Verification, exported: &std::path::Path, json: bool) -> Result<()> {
     let Verification {
         tokens, max_abs_logit_difference, tolerance, max_abs_logit, max_abs_logit_change, ..
     } = found;
@@ -62,8 +62,7 @@ fn tell(found: &Verification, exported: &std::path::Path, json: bool) {
             "max_abs_logit": max_abs_logit,
             "max_abs_logit_change": max_abs_logit_change,
         });
-        display::line(&line.to_string());
-        return;
+        return display::output(&line.to_string());
     }
     let short = |value: &f64| number(format!("{value:.2e}").parse().unwrap_or(*value));
     let rows = [
@@ -80,10 +79,11 @@ fn tell(found: &Verification, exported: &std::path::Path, json: bool) {
         ),
         ("adapter", format!("moves a logit by up to {} from the base model's", short(max_abs_logit_change))),
     ];
-    display::line(&display::table(&rows));
+    display::output(&display::table(&rows))?;
     if max_abs_logit_change <= tolerance {
         display::warn(
             "the adapter moves no logit by more than rounding does: the comparison says nothing about it yet",
         );
     }
+    Ok(())
 }

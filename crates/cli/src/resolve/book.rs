@@ -17,8 +17,16 @@ use crate::failure::{Failure, Result};
 /// Settings of texts that are continued.
 const OF_DECODERS: [&str; 4] = ["format", "train_on", "chat_template", "sample_prompt"];
 /// Settings of texts that are classified.
-const OF_ENCODERS: [&str; 6] =
-    ["num_labels", "label_names", "problem_type", "modules_to_save", "metrics", "metric_for_best_model"];
+const OF_ENCODERS: [&str; 8] = [
+    "num_labels",
+    "label_names",
+    "problem_type",
+    "ignore_mismatched_sizes",
+    "modules_to_save",
+    "head_warmup_steps",
+    "metrics",
+    "metric_for_best_model",
+];
 
 /// Notes each decision.
 pub(super) struct Book {

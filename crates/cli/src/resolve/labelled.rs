@@ -2,9 +2,9 @@
 
 use lora_sb_data::{LabelKind, LabelOptions, Labelled, Labels, Tokenizer, load_labelled, split_examples};
 use lora_sb_model::{Config, Task};
-use lora_sb_tune::TrainConfig;
 use lora_sb_tune::eval::{Metric, metrics_of};
-use lora_sb_tune::train::TrainingData;
+use lora_sb_tune::train::{TrainingData, check_head_warmup};
+use lora_sb_tune::{AdapterConfig, TrainConfig};
 
 use super::Read;
 use super::book::Book;
@@ -49,6 +49,7 @@ impl Book {
         };
         read.data = TrainingData { train: training, validation };
         self.set("val_set_size", settings.val_set_size.unwrap_or(0.0), "default");
+        self.set("ignore_mismatched_sizes", settings.ignore_mismatched_sizes.unwrap_or(false), "default");
         Ok((read, self.head(&labels, named_by, model)?))
     }
 
@@ -68,6 +69,21 @@ impl Book {
             }
             Labels::Values => Ok(model.with_task(Task::Regression)?),
         }
+    }
+
+    /// The steps that train the head alone; a decoder's plan does not speak of them.
+    pub(super) fn head_warmup(
+        &mut self,
+        settings: &SettingsArgs,
+        adapter: &AdapterConfig,
+        model: &Config,
+    ) -> Result<usize> {
+        let steps = settings.head_warmup_steps.unwrap_or(0);
+        check_head_warmup(steps, adapter, model)?;
+        if model.task != Task::LanguageModel {
+            self.set("head_warmup_steps", steps, "default");
+        }
+        Ok(steps)
     }
 
     /// The scores that are shown.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use lora_sb_data::Tokenizer;
 use lora_sb_model::{Config, Parameter, Positions, Site, Task};
 use lora_sb_tune::eval::Metric;
+use lora_sb_tune::plan::check_rank;
 use lora_sb_tune::run::ResolvedPlan;
 use lora_sb_tune::train::TrainingData;
 use lora_sb_tune::{AdapterConfig, Method, TrainConfig, head};
@@ -48,6 +49,8 @@ pub(crate) struct Resolved {
     pub(crate) train: TrainConfig,
     /// What is trained.
     pub(crate) adapter: AdapterConfig,
+    /// Steps that train the classification head alone before the adapter is made.
+    pub(crate) head_warmup_steps: usize,
     /// The scores that are shown.
     pub(crate) metrics: Vec<Metric>,
     /// Where it is written.
@@ -111,6 +114,7 @@ pub(crate) fn resolve(settings: SettingsArgs, sources: Sources) -> Result<Resolv
     }
     let adapter = book.adapter_config(&settings, (method, rank), &train, &data, &model)?;
     adapter.validate()?;
+    let head_warmup_steps = book.head_warmup(&settings, &adapter, &model)?;
     let threads = settings.threads.unwrap_or_else(base::all_cores);
     let output_dir = output_dir(&settings);
     book.set("threads", threads, "all cores");
@@ -137,6 +141,7 @@ pub(crate) fn resolve(settings: SettingsArgs, sources: Sources) -> Result<Resolv
         reports,
         train,
         adapter,
+        head_warmup_steps,
         metrics,
         output_dir,
         threads,
@@ -152,11 +157,8 @@ impl Resolved {
     pub(crate) fn sites(&self) -> Result<Vec<Site>> {
         let (AdapterConfig { method, rank, target_modules, .. }, config) = (&self.adapter, &self.model);
         let sites = target_modules.resolve(config)?;
-        for &site in sites.iter().filter(|_| *method != Method::Full) {
-            let ((out, input), module, rank) = (config.site_shape(site), config.module(site), *rank);
-            if rank > out.min(input) {
-                return Err(lora_sb_tune::Error::RankTooLarge { rank, module, out, input }.into());
-            }
+        if *method != Method::Full {
+            check_rank(config, &sites, *method, *rank)?;
         }
         Ok(sites)
     }

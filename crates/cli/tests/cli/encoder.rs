@@ -67,10 +67,10 @@ fn train_then_resume_export_verify_and_predict() {
     ] {
         assert_alike(&predicted(&shop, source).0, &expected, source);
     }
-    // Away from its run an adapter has its head and no names.
+    // Away from its run an adapter has its head with the names of its classes.
     std::fs::rename(shop.path("run/adapter"), shop.path("moved")).unwrap();
     let alone = shop.run("predict --adapter moved --text sea").ok();
-    assert!(json(&alone.out)["label"].as_str().unwrap().starts_with("LABEL_"), "{}", alone.out);
+    assert!(["harbour", "valley"].contains(&json(&alone.out)["label"].as_str().unwrap()), "{}", alone.out);
     let inspected = json(&shop.run("inspect merged --json").ok().out);
     assert_eq!(
         (&inspected["task"], &inspected["labels"]),
@@ -140,8 +140,104 @@ fn classes_have_the_models_names_where_it_knows_them() {
     assert_eq!(names(""), (json!(["harbour", "mountain"]), json!("data")));
     // The head of the model has two rows, and 3 classes need another.
     shop.write("data.jsonl", labelled_records(20) + &labelled_records(3).replace("harbour", "mountain"));
-    shop.run(&format!("train {SMALL_ENCODER} --output-dir run")).failed(1, &["classifier", "3"]);
+    let names = ["classifier", "3", "--ignore-mismatched-sizes"];
+    shop.run(&format!("train {SMALL_ENCODER} --output-dir run")).failed(1, &names);
+    shop.run(&format!("plan {SMALL_ENCODER}")).failed(1, &names);
     assert!(!shop.path("run").exists());
+}
+
+#[test]
+fn a_head_of_another_number_of_labels_is_drawn_anew_and_kept_with_the_run() {
+    let shop = Workshop::encoder();
+    shop.write_random("model", ENCODER_CONFIG, "wordpiece.json");
+    shop.write("data.jsonl", labelled_records(26) + &labelled_records(15).replace("harbour", "mountain"));
+    shop.write("recipe.toml", "ignore_mismatched_sizes = true\n");
+    let train = |out: &str, more: &str| {
+        shop.run(&format!("train {SMALL_ENCODER} --config recipe.toml --output-dir {out} {more}"))
+    };
+    train("refused", "--ignore-mismatched-sizes false").failed(1, &["classifier", "draws this layer anew"]);
+    let run = train("run", "").ok();
+    for name in
+        ["warning: ", "`classifier.weight` ([2, 16], not [3, 16])", "`classifier.bias` ([2], not [3])"]
+    {
+        assert!(run.err.contains(name), "{name:?} is not in {}", run.err);
+    }
+    assert!(!run.err.contains("pooler"), "it fits, and is kept: {}", run.err);
+    let whole = shop.read("run/adapter/adapter.safetensors");
+    for dir in ["run/adapter", "run/checkpoints/step-6", "run/checkpoints/step-8"] {
+        std::fs::remove_dir_all(shop.path(dir)).unwrap();
+    }
+    shop.run("train --resume run").ok();
+    assert!(shop.read("run/adapter/adapter.safetensors") == whole);
+
+    let (expected, _) = predicted(&shop, "--adapter run");
+    assert_eq!(expected[0]["probabilities"].as_object().unwrap().len(), 3);
+    shop.run("export --adapter run --out peft").ok();
+    shop.run("merge --adapter run --out merged").ok();
+    for exported in ["peft", "merged"] {
+        let verified = shop.run(&format!("verify --adapter run --exported {exported} --json")).ok();
+        assert_eq!(json(&verified.out)["equal"], true);
+    }
+    // Away from its run an adapter brings its head with it.
+    std::fs::create_dir(shop.path("elsewhere")).unwrap();
+    std::fs::rename(shop.path("run/adapter"), shop.path("elsewhere/adapter")).unwrap();
+    for source in [
+        "--adapter run/checkpoints/step-8",
+        "--model merged",
+        "--model model --adapter peft --label-names harbour,mountain,valley",
+        "--model model --adapter elsewhere/adapter",
+    ] {
+        assert_alike(&predicted(&shop, source).0, &expected, source);
+    }
+    train("full", "--method full --learning-rate 1e-3").ok();
+    assert_eq!(predicted(&shop, "--adapter full").0.len(), 41);
+
+    // What was drawn and not trained is drawn again.
+    train("drawn", "--modules-to-save pooler").ok();
+    let (expected, _) = predicted(&shop, "--adapter drawn");
+    std::fs::rename(shop.path("drawn/adapter"), shop.path("elsewhere/drawn")).unwrap();
+    assert_alike(&predicted(&shop, "--model model --adapter elsewhere/drawn").0, &expected, "drawn again");
+}
+
+#[test]
+fn a_head_is_warmed_up_before_the_adapter_is_made() {
+    let shop = Workshop::encoder();
+    // All 32 examples at each step.
+    let settings = "--per-device-train-batch-size 32 --learning-rate 1e-2";
+    let train = |out: &str, more: &str| {
+        shop.run(&format!("train {SMALL_ENCODER} {settings} --output-dir {out} {more}"))
+    };
+    let losses = |text: &str| -> Vec<f64> {
+        let line = text.lines().find(|line| line.starts_with("head warmed up")).unwrap();
+        let (_, losses) = line.split_once("head warmed up for 20 steps: loss ").unwrap();
+        losses.split(" -> ").map(|loss| loss.parse().unwrap()).collect()
+    };
+    let run = train("run", "--head-warmup-steps 20").ok();
+    let found = losses(&run.out);
+    assert!(found.len() == 2 && found[1] < 0.9 * found[0], "{found:?}");
+    let (before, after) = (run.out.find("head warmed up").unwrap(), run.out.find("first update").unwrap());
+    assert!(before < after, "{}", run.out);
+    let whole = shop.read("run/adapter/adapter.safetensors");
+
+    let resume = || {
+        for dir in ["run/adapter", "run/checkpoints/step-6", "run/checkpoints/step-8"] {
+            std::fs::remove_dir_all(shop.path(dir)).unwrap();
+        }
+        shop.run("train --resume run")
+    };
+    let resumed = resume().ok();
+    assert!(!resumed.out.contains("head warmed up"), "{}", resumed.out);
+    assert!(shop.read("run/adapter/adapter.safetensors") == whole);
+    shop.run("train --resume run --head-warmup-steps 3").failed(1, &["head_warmup_steps", "20", "3"]);
+
+    let without = train("none", "").ok();
+    assert!(!without.out.contains("head warmed up"), "{}", without.out);
+    train("zero", "--head-warmup-steps 0").ok();
+    let cold = shop.read("none/adapter/adapter.safetensors");
+    assert!(shop.read("zero/adapter/adapter.safetensors") == cold && cold != whole);
+    train("refused", "--head-warmup-steps 1 --method full")
+        .failed(1, &["head_warmup_steps", "full fine-tuning"]);
+    assert!(!shop.path("refused").exists());
 }
 
 #[test]
@@ -171,6 +267,32 @@ fn texts_without_labels_are_predicted_without_scores() {
         ["predict", "--model", "model", "--text", "the sea", "--text-pair", "a river", "--max-length", "5"];
     let run = crate::common::Run::of(shop.command(&pair).output().unwrap()).ok();
     assert_eq!(json(&run.out)["text_pair"], "a river");
+}
+
+#[test]
+fn a_prediction_tells_what_it_cut_and_is_never_made_of_nan() {
+    let shop = Workshop::encoder();
+    shop.write_random("model", ENCODER_CONFIG, "wordpiece.json");
+    let long = vec!["sea"; 60].join(" ");
+    shop.write("data.jsonl", format!("{{\"text\": \"{long}\"}}\n{{\"text\": \"sea\"}}\n"));
+    let (lines, told) = predicted(&shop, "--model model");
+    assert_eq!(lines.len(), 2);
+    assert!(told.contains("1 text cut to 40 tokens; the longest had 62"), "{told}");
+    let run = crate::common::Run::of(
+        shop.command(&["predict", "--model", "model", "--text", &long]).output().unwrap(),
+    );
+    assert!(run.ok().err.contains("1 text cut to 40 tokens"));
+    let run = shop.run("predict --model model");
+    assert!(run.code == Some(2) && run.err.contains("<--text <TEXT>|--data <FILE>...>"), "{}", run.err);
+
+    // The last values of the file are NaN.
+    let mut weights = shop.read("model/model.safetensors");
+    let end = weights.len();
+    for value in weights[end - 64..].chunks_exact_mut(4) {
+        value.copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    shop.write("model/model.safetensors", weights);
+    shop.run("predict --model model --data data.jsonl").failed(1, &["data.jsonl:1", "not finite"]);
 }
 
 #[test]
@@ -207,6 +329,8 @@ fn what_a_model_has_no_use_for_is_refused() {
     train("--metrics accuracy").failed(2, &["--metrics", "llama"]);
     train("--metric-for-best-model f1").failed(2, &["--metric-for-best-model", "llama"]);
     train("--modules-to-save lm_head").failed(2, &["--modules-to-save", "llama"]);
+    train("--ignore-mismatched-sizes").failed(2, &["--ignore-mismatched-sizes", "llama", "BERT"]);
+    train("--head-warmup-steps 2").failed(2, &["--head-warmup-steps", "llama"]);
     decoder.run("predict --model model --text sea").failed(2, &["llama", "lora-sb generate"]);
     assert!(!decoder.path("run").exists());
     train("--metric-for-best-model eval_loss --max-steps 1").ok();

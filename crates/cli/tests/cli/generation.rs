@@ -51,5 +51,25 @@ fn prompts_are_continued_alike_however_many_at_a_time() {
         );
     }
     assert_eq!(json_lines(&all)[0]["completion"], continuation(&shop, &[]).as_str());
+    let drawn = |size: &str| {
+        shop.run(&format!(
+            "generate --model model --prompts prompts.txt --max-new-tokens 14 --batch-size {size}"
+        ))
+    };
+    let all = drawn("5").ok().out;
+    for size in ["1", "2"] {
+        assert_eq!(drawn(size).ok().out, all, "{size}");
+    }
     generate(&shop, &["--prompts", "prompts.txt", "--batch-size", "0"]).failed(2, &["--batch-size"]);
+}
+
+#[test]
+fn more_tokens_than_a_memory_holds_are_refused() {
+    let shop = Workshop::new();
+    for most in ["1048577", "18446744073709551615"] {
+        let arguments = format!("generate --model model --prompt river --max-new-tokens {most}");
+        shop.run(&arguments).failed(2, &["--max-new-tokens", "1,048,576"]);
+    }
+    let run = shop.run("generate --model model");
+    assert!(run.code == Some(2) && run.err.contains("<--prompt <TEXT>|--prompts <FILE>>"), "{}", run.err);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::common::{SMALL, Workshop};
+use crate::common::{Run, SMALL, Workshop};
 
 #[test]
 fn a_pipe_gets_plain_lines() {
@@ -21,6 +21,25 @@ fn a_pipe_gets_plain_lines() {
         [format!("plan {SMALL}"), "inspect run".into(), "generate --adapter run --prompt x".into()]
     {
         assert!(!shop.run(&arguments).ok().out.contains('\u{1b}'), "{arguments}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
+    let shop = Workshop::new();
+    shop.write("prompts.txt", "river\n");
+    for arguments in [
+        "generate --model model --prompt river --max-new-tokens 3",
+        "generate --model model --prompts prompts.txt --max-new-tokens 3",
+        "plan --model model --method all --rank 4",
+        "plan --model model --method all --rank 4 --json",
+        "inspect model --json",
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        let output = shop.command(&words).stdout(full).output().unwrap();
+        Run::of(output).failed(1, &["the standard output", "No space left"]);
     }
 }
 

@@ -42,7 +42,8 @@ impl<'a> Decoder<'a> {
             let message = format!("prompt {index} has no tokens; give at least one");
             return Err(Error::Generation { message });
         }
-        let rooms: Vec<usize> = prompts.iter().map(|prompt| prompt.len() + max_new_tokens).collect();
+        let rooms: Vec<usize> =
+            prompts.iter().map(|prompt| prompt.len().saturating_add(max_new_tokens)).collect();
         model.check_positions(rooms.iter().copied().max().unwrap_or(0))?;
         let (mut layouts, mut caches) = (Vec::<Layout>::new(), Vec::new());
         for block in &model.config.blocks {

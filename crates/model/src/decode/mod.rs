@@ -10,7 +10,7 @@ pub(crate) use cache::cache_rows;
 pub use decoder::Decoder;
 pub use sampling::Sampling;
 
-use crate::{LinearHook, Model, Result};
+use crate::{Error, LinearHook, Model, Result};
 
 /// How texts are generated.
 #[derive(Clone, Debug)]
@@ -34,20 +34,25 @@ pub enum Next {
 
 /// Continues every prompt; all of them advance together.
 ///
+/// `generators` has one for each prompt, so that what is drawn for a prompt does not depend on the others beside it.
 /// `on_token` is called with the prompt's index and each new token as it is chosen, and can end that text.
 ///
 /// # Errors
-/// Where the model is no decoder, a prompt is empty, a setting is out of range, a logit is not a number, or the model is not prepared
-/// for the longest prompt plus `max_new_tokens`.
+/// Where the model is no decoder, a prompt is empty or has no generator, a setting is out of range, a logit is not
+/// finite, or the model is not prepared for the longest prompt plus `max_new_tokens`.
 pub fn generate(
     model: &Model,
     hook: &dyn LinearHook,
     prompts: &[Vec<u32>],
     options: &Generation,
-    generator: &mut Generator,
+    generators: &mut [Generator],
     on_token: &mut dyn FnMut(usize, u32) -> Next,
 ) -> Result<Vec<Vec<u32>>> {
     options.sampling.check()?;
+    if generators.len() != prompts.len() {
+        let message = format!("{} prompts with {} generators", prompts.len(), generators.len());
+        return Err(Error::Generation { message });
+    }
     let mut texts = vec![Vec::new(); prompts.len()];
     if options.max_new_tokens == 0 || prompts.is_empty() {
         return Ok(texts);
@@ -62,7 +67,7 @@ pub fn generate(
         let logits = model.kernels.to_f32(&logits)?;
         let (mut still, mut chosen) = (Vec::new(), Vec::new());
         for (&index, logits) in active.iter().zip(logits.chunks_exact(model.config.vocab_size)) {
-            let id = options.sampling.choose(logits, generator, index)?;
+            let id = options.sampling.choose(logits, &mut generators[index], index)?;
             if options.stop.contains(&id) {
                 continue;
             }

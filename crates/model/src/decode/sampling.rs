@@ -40,8 +40,12 @@ impl Sampling {
 
     /// The next id from one row of logits `[V]`.
     pub(super) fn choose(&self, logits: &[f32], generator: &mut Generator, prompt: usize) -> Result<u32> {
-        if let Some(id) = logits.iter().position(|logit| logit.is_nan()) {
-            let message = format!("the logit of token {id} after prompt {prompt} is not a number");
+        if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+            let message = format!(
+                "the logit of token {id} after prompt {prompt} is {}: a weight of the model or its adapter is not \
+                 finite, or too large",
+                logits[id]
+            );
             return Err(Error::Generation { message });
         }
         match *self {

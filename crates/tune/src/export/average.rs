@@ -117,7 +117,7 @@ impl<'a> Opened<'a> {
         }
         Err(Error::Unsupported {
             path: self.member.dir.clone(),
-            feature: format!("averaging {method} adapters, which train A and B"),
+            feature: format!("averaging {method} adapters (they train A and B)"),
             hint: "the average of B times the average of A is not that of B A; train with lora-sb or lora-xs, whose \
                    A and B are frozen"
                 .into(),
@@ -192,7 +192,11 @@ fn mean(opened: &[Opened<'_>], name: &str) -> Result<Vec<f32>> {
             .for_each(|(sum, value): (&mut f64, f32)| *sum += weight * f64::from(value));
         total += weight;
     }
-    Ok(sum.into_iter().map(|sum| (sum / total) as f32).collect())
+    let mean: Vec<f32> = sum.into_iter().map(|sum| (sum / total) as f32).collect();
+    if f64::is_finite(total) && mean.iter().all(|value| value.is_finite()) {
+        return Ok(mean);
+    }
+    Err(Error::NotFinite { what: format!("the average of {name}") })
 }
 
 /// The part that a tensor of an adapter is; `None` for a parameter of a head.

@@ -114,6 +114,17 @@ fn merged(dir: &Path, base: &Model, sequences: &[Vec<u32>], longest: usize) -> R
     let task = Some(base.config().task).filter(|&task| task != Task::LanguageModel);
     let options = LoadOptions { task, ..LoadOptions::default() };
     let mut model = Model::load_with(dir, Arc::clone(base.kernels()), Storage::Mapped, options)?;
+    let (own, other) = (base.config(), model.config());
+    if (own.task, own.vocab_size) != (other.task, other.vocab_size) {
+        let says = |config: &Config| {
+            format!("{} with a vocabulary of {}", config.family.model_type(), config.vocab_size)
+        };
+        return Err(Error::File {
+            path: dir.into(),
+            message: format!("a {}, expected the adapter's base model, a {}", says(other), says(own)),
+            hint: Some("give the directory that `merge` wrote from this adapter".into()),
+        });
+    }
     model.prepare(longest)?;
     let unit = unit(model.weight(Parameter::Embedding).map_or(DType::F32, Tensor::dtype));
     let logits = logits(&model, &Frozen, sequences)?;

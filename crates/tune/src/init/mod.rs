@@ -18,6 +18,7 @@ use crate::adapter::latent::{Latent, LatentSite};
 use crate::adapter::lora::{Gradients, Lora, LoraSite};
 use crate::adapter::{Adapter, Part};
 use crate::method::{Kind, dora, lora, lora_ga, lora_sb, lora_xs, pissa};
+use crate::plan::check_rank;
 use crate::{AdapterConfig, Bases, Error, Method, Result};
 
 pub use gradient::{Estimate, stream_gradients};
@@ -60,7 +61,7 @@ pub(crate) fn start(
     examples: &[Example],
     progress: &mut dyn FnMut(InitProgress),
 ) -> Result<(Box<dyn Adapter>, Option<InitReport>)> {
-    check_rank(model, sites, config)?;
+    check_rank(model.config(), sites, config.method, config.rank)?;
     let report = InitReport { estimate: None, unconverged: Vec::new() };
     let mut start = Start { model, sites, config, examples, progress, report };
     let kernels = model.kernels().as_ref();
@@ -201,8 +202,14 @@ impl Start<'_> {
         let (index, mut states) = (numbering(self.model), BTreeMap::new());
         for &site in self.sites {
             let Some(weight) = self.model.weight(Parameter::Weight(site)) else { continue };
-            let (state, converged) = make(weight, &mut draws(self.config.seed, index[&site]))?;
-            self.report.unconverged.extend((!converged).then(|| self.model.module(site)));
+            let module = self.model.module(site);
+            let made = make(weight, &mut draws(self.config.seed, index[&site]));
+            if made.is_err() && !self.model.kernels().to_f32(weight)?.iter().all(|value| value.is_finite()) {
+                // What failed knows a matrix, not whose it is.
+                return Err(Error::NotFinite { what: format!("the weight of {module}") });
+            }
+            let (state, converged) = made?;
+            self.report.unconverged.extend((!converged).then_some(module));
             states.insert(site, state);
             (self.progress)(InitProgress::Factorised { sites: states.len(), of: self.sites.len() });
         }
@@ -236,25 +243,6 @@ fn draws(seed: u64, site: u64) -> Draws {
 /// The number of each site among all of the model's, whether it is a target or not.
 fn numbering(model: &Model) -> BTreeMap<Site, u64> {
     model.sites().into_iter().zip(0..).collect()
-}
-
-/// A matrix has no more singular values than its smaller side, and LoRA-GA takes twice as many as its rank.
-fn check_rank(model: &Model, sites: &[Site], config: &AdapterConfig) -> Result<()> {
-    let AdapterConfig { rank, method, .. } = *config;
-    for &site in sites {
-        let (out, input) = model.shape(site);
-        let smaller = out.min(input);
-        if rank > smaller {
-            return Err(Error::RankTooLarge { rank, module: model.module(site), out, input });
-        }
-        if method == Method::LoraGa && 2 * rank > smaller {
-            let module = model.module(site);
-            let expected =
-                format!("at most half the smaller side of {module} (out={out}, in={input}) for {method}");
-            return Err(Error::Config { name: "rank".into(), expected, found: rank.to_string() });
-        }
-    }
-    Ok(())
 }
 
 fn no_adapter() -> Error {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use lora_sb_data::Example;
 
 pub use self::memory::{BatchSize, MemoryPlan, MemoryRequest, PROCESS_OVERHEAD};
-pub use self::parameters::{ParameterReport, ParameterRow, ParameterTable};
+pub use self::parameters::{ParameterReport, ParameterRow, ParameterTable, check_rank};
 
 use crate::method::Kind;
 use crate::train::Cursor;

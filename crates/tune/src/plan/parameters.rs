@@ -113,7 +113,8 @@ impl ParameterTable {
                 continue;
             }
             for &rank in ranks {
-                check_rank(config, &sites, rank)?;
+                // LoRA-GA is counted with the others even where it has no start.
+                check_rank(config, &sites, Method::Lora, rank)?;
                 let sum = |of: &dyn Fn((usize, usize)) -> usize| -> usize {
                     sites.iter().map(|&site| of(config.site_shape(site))).sum()
                 };
@@ -132,16 +133,29 @@ impl ParameterTable {
     }
 }
 
-fn check_rank(config: &Config, sites: &[Site], rank: usize) -> Result<()> {
+/// Checks that an adapter of that rank fits every target: a matrix has no more singular values than its smaller side,
+/// and LoRA-GA takes twice as many as its rank.
+///
+/// # Errors
+/// A rank of 0, or one that is too large for the smallest target, which is named.
+pub fn check_rank(config: &Config, sites: &[Site], method: Method, rank: usize) -> Result<()> {
+    let invalid = |expected: String| {
+        let found = rank.to_string();
+        Err(Error::Config { name: "rank".into(), expected, found })
+    };
     if rank == 0 {
-        let (expected, found) = ("at least 1".into(), "0".into());
-        return Err(Error::Config { name: "rank".into(), expected, found });
+        return invalid("at least 1".into());
     }
-    for &site in sites {
-        let (out, input) = config.site_shape(site);
-        if rank > out.min(input) {
-            return Err(Error::RankTooLarge { rank, module: config.module(site), out, input });
-        }
+    let side = |site: Site| config.site_shape(site).0.min(config.site_shape(site).1);
+    let Some(&site) = sites.iter().min_by_key(|&&site| side(site)) else { return Ok(()) };
+    let ((out, input), module) = (config.site_shape(site), config.module(site));
+    if rank > side(site) {
+        return Err(Error::RankTooLarge { rank, module, out, input });
+    }
+    if method == Method::LoraGa && 2 * rank > side(site) {
+        return invalid(format!(
+            "at most half the smaller side of {module} (out={out}, in={input}) for {method}"
+        ));
     }
     Ok(())
 }

@@ -4,10 +4,13 @@
 //! micro-batch at a time and their gradients added up ([`gradients_of_step`]); the global norm gives the
 //! clipping factor; AdamW moves what is trained. Everything that decides the outcome is in the plan, the data
 //! and the state of the last checkpoint, so that a resumed run equals an uninterrupted one bit for bit.
+//!
+//! A classification head may be trained by itself for some steps before an adapter is made ([`warm_up_head`]).
 
 mod cursor;
 mod event;
 mod gradients;
+mod head_warmup;
 mod start;
 mod trainer;
 
@@ -18,6 +21,7 @@ use lora_sb_data::Example;
 pub use self::cursor::{Cursor, StepExamples};
 pub use self::event::{Event, Observer, StepReport, Summary};
 pub use self::gradients::{MicroBatches, StepGradients, gradients_of_step};
+pub use self::head_warmup::{HeadWarmup, HeadWarmupStep, check_head_warmup, warm_up_head};
 
 use crate::run::{Checkpoint, RunDirectory};
 use crate::{Result, TrainConfig, Tuned};

@@ -51,7 +51,14 @@ pub fn import(dir: &Path, model: Model) -> Result<Imported> {
     let targets = features::targets(&path, &written, modules)?;
     let modules_to_save = head_modules(&path, &written, model.config())?;
     let config = features::settings(&path, &written, targets, modules_to_save, latent)?;
-    let tuned = Restoring { origin: file.file(), tensors }.restore(model, &config)?;
+    // What the library says of a setting, it says of this file's.
+    let of_file = |error: Error| match error {
+        Error::Config { .. } | Error::UnknownTarget { .. } | Error::RankTooLarge { .. } => {
+            Error::File { path: path.clone(), message: error.to_string(), hint: error.hint() }
+        }
+        other => other,
+    };
+    let tuned = Restoring { origin: file.file(), tensors }.restore(model, &config).map_err(of_file)?;
     Ok(Imported { tuned, warnings })
 }
 

@@ -66,6 +66,8 @@ impl Layer {
         for (key, found) in &plan.values {
             let items = match &found.value {
                 _ if !known.contains(key) || NOT_FROM_PLANS.contains(&key.as_str()) => continue,
+                // "None" was a choice too, as with modules_to_save.
+                Value::Array(items) if items.is_empty() => vec![String::new()],
                 Value::Array(items) => items.iter().filter_map(scalar_of_json).collect(),
                 value => scalar_of_json(value).into_iter().collect::<Vec<_>>(),
             };

@@ -164,7 +164,8 @@ impl Book {
         self.plan.set_all(adapter, &source)?;
         self.plan.values.remove("init");
         self.plan.values.extend(init.map(|value| ("init".to_owned(), value)));
-        if adapter.modules_to_save.is_empty() {
+        // Of a language model there is nothing to say; of an encoder "none" is a choice, which a resumed run needs.
+        if !self.plan.values.contains_key("num_labels") {
             self.plan.values.remove("modules_to_save");
         }
         Ok(self.plan)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 
+use crate::cpu::vector;
 use crate::{DType, Error, Result, Tensor, Usage};
 
 /// Bytes owned elsewhere (a memory map, the program's own image), shared without a copy.
@@ -46,6 +47,8 @@ impl std::fmt::Debug for SharedBytes {
 pub(crate) enum Buffer {
     /// Owned `f32`, recycled when dropped.
     F32(Recycled),
+    /// Owned `bf16`, so many of them; recycled when dropped.
+    Bf16(Recycled, usize),
     /// Owned indices.
     U32(Vec<u32>),
     /// Read-only elements of another owner; the bytes are aligned for their type.
@@ -56,6 +59,7 @@ impl Buffer {
     pub(crate) fn len(&self) -> usize {
         match self {
             Buffer::F32(values) => values.as_slice().len(),
+            Buffer::Bf16(_, elements) => *elements,
             Buffer::U32(values) => values.len(),
             Buffer::Shared(shared, dtype) => shared.range.len() / dtype.size(),
         }
@@ -64,6 +68,7 @@ impl Buffer {
     pub(crate) fn dtype(&self) -> DType {
         match self {
             Buffer::F32(_) => DType::F32,
+            Buffer::Bf16(..) => DType::Bf16,
             Buffer::U32(_) => DType::U32,
             Buffer::Shared(_, dtype) => *dtype,
         }
@@ -78,19 +83,101 @@ pub(crate) enum Floats<'a> {
     F16(&'a [f16]),
 }
 
-impl Floats<'_> {
+impl<'a> Floats<'a> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Floats::F32(values) => values.len(),
+            Floats::Bf16(values) => values.len(),
+            Floats::F16(values) => values.len(),
+        }
+    }
+
+    /// The elements of `range`.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Floats<'a> {
+        match self {
+            Floats::F32(values) => Floats::F32(&values[range]),
+            Floats::Bf16(values) => Floats::Bf16(&values[range]),
+            Floats::F16(values) => Floats::F16(&values[range]),
+        }
+    }
+
+    /// Pieces of `length` elements, the last one shorter where it does not divide.
+    pub(crate) fn chunks(self, length: usize) -> impl ExactSizeIterator<Item = Floats<'a>> {
+        let end = self.len();
+        (0..end.div_ceil(length)).map(move |piece| self.slice(piece * length..end.min((piece + 1) * length)))
+    }
+
     /// Elements `start..start + out.len()`, widened.
     pub(crate) fn widen(&self, start: usize, out: &mut [f32]) {
         use half::slice::HalfFloatSliceExt;
         let range = start..start + out.len();
         match self {
             Floats::F32(values) => out.copy_from_slice(&values[range]),
-            Floats::Bf16(values) => {
-                for (out, value) in out.iter_mut().zip(&values[range]) {
-                    *out = f32::from_bits(u32::from(value.to_bits()) << 16);
-                }
-            }
+            Floats::Bf16(values) => vector::widen(&values[range], out),
             Floats::F16(values) => values[range].convert_to_f32_slice(out),
+        }
+    }
+
+    /// All elements as `f32`: where they lie, or widened into `space`.
+    pub(crate) fn widened<'s>(&self, space: &'s mut Vec<f32>) -> &'s [f32]
+    where
+        'a: 's,
+    {
+        if let Floats::F32(values) = self {
+            return values;
+        }
+        space.resize(self.len(), 0.0);
+        self.widen(0, space);
+        space
+    }
+}
+
+/// Elements to be written: `f32`, or `bf16` that values are rounded to.
+pub(crate) enum FloatsMut<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+}
+
+impl<'a> FloatsMut<'a> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            FloatsMut::F32(values) => values.len(),
+            FloatsMut::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Pieces of `length` elements, the last one shorter where it does not divide.
+    pub(crate) fn chunks(self, length: usize) -> Box<dyn Iterator<Item = FloatsMut<'a>> + 'a> {
+        match self {
+            FloatsMut::F32(values) => Box::new(values.chunks_mut(length).map(FloatsMut::F32)),
+            FloatsMut::Bf16(values) => Box::new(values.chunks_mut(length).map(FloatsMut::Bf16)),
+        }
+    }
+
+    /// Overwrites all elements with what `work` writes; what stands in its slice before is unspecified.
+    pub(crate) fn replace<R>(self, work: impl FnOnce(&mut [f32]) -> R) -> R {
+        match self {
+            FloatsMut::F32(values) => work(values),
+            FloatsMut::Bf16(values) => {
+                let mut space = vec![0.0; values.len()];
+                let result = work(&mut space);
+                vector::narrow(&space, values);
+                result
+            }
+        }
+    }
+
+    /// Changes all elements by `work`.
+    pub(crate) fn update<R>(self, work: impl FnOnce(&mut [f32]) -> R) -> R {
+        match self {
+            FloatsMut::F32(values) => work(values),
+            FloatsMut::Bf16(values) => {
+                let mut space = vec![0.0; values.len()];
+                vector::widen(values, &mut space);
+                let result = work(&mut space);
+                vector::narrow(&space, values);
+                result
+            }
         }
     }
 }
@@ -114,6 +201,16 @@ impl Tensor {
         }
     }
 
+    /// The elements of a tensor that the device owns, of either type that it computes in.
+    pub(crate) fn floats_mut(&mut self, op: &'static str, operand: &'static str) -> Result<FloatsMut<'_>> {
+        let found = self.dtype();
+        match &mut self.buffer {
+            Buffer::F32(values) => Ok(FloatsMut::F32(values.as_mut_slice())),
+            Buffer::Bf16(values, elements) => Ok(FloatsMut::Bf16(values.as_mut_bf16(*elements))),
+            _ => Err(Error::Type { op, operand, found, expected: "f32 or bf16 that is not a file's" }),
+        }
+    }
+
     /// The elements of an index tensor.
     pub(crate) fn u32(&self, op: &'static str, operand: &'static str) -> Result<&[u32]> {
         match &self.buffer {
@@ -127,6 +224,7 @@ impl Tensor {
     pub(crate) fn floats(&self, op: &'static str, operand: &'static str) -> Result<Floats<'_>> {
         match &self.buffer {
             Buffer::F32(values) => Ok(Floats::F32(values.as_slice())),
+            Buffer::Bf16(values, elements) => Ok(Floats::Bf16(values.as_bf16(*elements))),
             Buffer::Shared(shared, DType::F32) => Ok(Floats::F32(bytemuck::cast_slice(shared.bytes()))),
             Buffer::Shared(shared, DType::Bf16) => Ok(Floats::Bf16(bytemuck::cast_slice(shared.bytes()))),
             Buffer::Shared(shared, DType::F16) => Ok(Floats::F16(bytemuck::cast_slice(shared.bytes()))),
@@ -170,6 +268,16 @@ fn size_class(elements: usize) -> usize {
 /// Bytes that a tensor of `elements` `f32` values takes on a device.
 pub fn allocated_bytes(elements: usize) -> usize {
     size_of::<f32>() * size_class(elements)
+}
+
+/// Bytes that a tensor of `elements` values of a type takes on a device.
+pub fn allocated_bytes_of(dtype: DType, elements: usize) -> usize {
+    allocated_bytes(words(dtype, elements))
+}
+
+/// The 4-byte words that hold `elements` values.
+pub(crate) fn words(dtype: DType, elements: usize) -> usize {
+    (elements * dtype.size()).div_ceil(size_of::<f32>())
 }
 
 impl Recycler {
@@ -246,6 +354,15 @@ impl Recycled {
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
         &mut self.values[..self.elements]
+    }
+
+    /// The first `elements` values of the storage taken as `bf16`.
+    pub(crate) fn as_bf16(&self, elements: usize) -> &[bf16] {
+        &bytemuck::cast_slice(self.as_slice())[..elements]
+    }
+
+    pub(crate) fn as_mut_bf16(&mut self, elements: usize) -> &mut [bf16] {
+        &mut bytemuck::cast_slice_mut(self.as_mut_slice())[..elements]
     }
 }
 

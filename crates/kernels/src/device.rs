@@ -13,7 +13,12 @@ use crate::{
 )]
 pub trait Memory {
     /// An `f32` tensor whose elements are unspecified until they are written.
-    fn empty(&self, shape: &[usize]) -> Result<Tensor>;
+    fn empty(&self, shape: &[usize]) -> Result<Tensor> {
+        self.empty_of(DType::F32, shape)
+    }
+
+    /// The same of either type that devices compute in, `f32` or `bf16`.
+    fn empty_of(&self, dtype: DType, shape: &[usize]) -> Result<Tensor>;
 
     /// An `f32` tensor of zeros.
     fn zeros(&self, shape: &[usize]) -> Result<Tensor>;
@@ -32,7 +37,7 @@ pub trait Memory {
     /// The elements of a floating tensor, widened to `f32`.
     fn to_f32(&self, tensor: &Tensor) -> Result<Vec<f32>>;
 
-    /// Overwrites an `f32` tensor with values of the same number.
+    /// Overwrites an owned tensor with values of the same number, rounded where it is `bf16`.
     fn write_f32(&self, tensor: &mut Tensor, values: &[f32]) -> Result<()>;
 
     /// A trainable copy: `f32`, owned by the device.

@@ -19,8 +19,11 @@
 //! | `U` | elements of a head that a rotation turns |
 //! | `N`, `K` | rows and columns of a linear layer's weight, `[out, in]` |
 //!
-//! All tensors are contiguous and row-major. Activations, gradients and statistics are `f32`; weights keep
-//! the type of their file (`f32`, `bf16`, `f16`) and are widened as they are read.
+//! All tensors are contiguous and row-major. What is trained, its gradients and statistics are `f32`; weights
+//! keep the type of their file (`f32`, `bf16`, `f16`). Activations are `f32` or `bf16`, each tensor on its own:
+//! an operation computes in `f32` whatever it reads and rounds what it writes, to nearest with ties to even.
+//! Only products differ: where every operand that is no weight is `bf16`, the weight is rounded to `bf16` as
+//! well and the products are summed in `f32` ([`Linear`]).
 //!
 //! # Example
 //!
@@ -51,7 +54,7 @@ mod shape;
 mod tensor;
 
 pub use accum::Accum;
-pub use buffer::{SharedBytes, allocated_bytes};
+pub use buffer::{SharedBytes, allocated_bytes, allocated_bytes_of};
 pub use cpu::Cpu;
 pub use cpu::gemm::product_scratch_bytes;
 pub use device::{Kernels, Memory, Usage};

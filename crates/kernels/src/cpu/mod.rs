@@ -6,7 +6,7 @@ pub(crate) mod vector;
 
 use std::sync::Arc;
 
-use crate::buffer::{Buffer, Floats, Recycler};
+use crate::buffer::{Buffer, Floats, Recycler, words};
 use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 
 /// A processor with a fixed number of threads.
@@ -50,8 +50,18 @@ impl Kernels for Cpu {
 }
 
 impl Memory for Cpu {
-    fn empty(&self, shape: &[usize]) -> Result<Tensor> {
-        Ok(Tensor::new(Buffer::F32(self.recycler.take(shape.iter().product())), shape))
+    fn empty_of(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        let elements = shape.iter().product();
+        let storage = || self.recycler.take(words(dtype, elements));
+        let buffer = match dtype {
+            DType::F32 => Buffer::F32(storage()),
+            DType::Bf16 => Buffer::Bf16(storage(), elements),
+            DType::F16 | DType::U32 => {
+                let message = format!("a tensor of {dtype}; activations are f32 or bf16");
+                return Err(Error::Value { op: "empty", message });
+            }
+        };
+        Ok(Tensor::new(buffer, shape))
     }
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {
@@ -97,7 +107,7 @@ impl Memory for Cpu {
 
     fn write_f32(&self, tensor: &mut Tensor, values: &[f32]) -> Result<()> {
         check_count("write_f32", values.len(), tensor.shape())?;
-        tensor.f32_mut("write_f32", "tensor")?.copy_from_slice(values);
+        tensor.floats_mut("write_f32", "tensor")?.replace(|out| out.copy_from_slice(values));
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! The bodies, to be used inside other bodies of [`vectorised!`](super::vectorised).
 
+use half::bf16;
+
 use super::{LANES, Level};
 
 /// Independent chains of additions, enough to hide the latency of one.
@@ -53,6 +55,37 @@ pub(crate) fn dot<L: Level>(x: &[f32], y: &[f32]) -> f32 {
         *part = fma::<L>(x, y, *part);
     }
     combine(first, |a, b| a + b)
+}
+
+/// The same number.
+#[inline(always)]
+pub(crate) fn wide(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+/// The nearest `bf16`, of two the even one; NaN of NaN.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    // Adds just below half a unit, and the last bit kept: a tie is carried up only onto an even number. A quiet
+    // NaN is set by hand, as the carry could turn a NaN into something else.
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+}
+
+/// `y = x`; one length.
+#[inline(always)]
+pub(crate) fn widen<L: Level>(x: &[bf16], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len());
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = wide(x));
+}
+
+/// `y = x`, rounded; one length.
+#[inline(always)]
+pub(crate) fn narrow<L: Level>(x: &[f32], y: &mut [bf16]) {
+    assert_eq!(x.len(), y.len());
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = round(x));
 }
 
 /// The larger of two numbers; NaN if one is NaN.

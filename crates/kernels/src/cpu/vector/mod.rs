@@ -11,6 +11,8 @@ pub(crate) mod lanes;
 #[cfg(target_arch = "x86_64")]
 use std::sync::OnceLock;
 
+use half::bf16;
+
 /// Partial sums of a reduction: one AVX-512 register of `f32`.
 pub(crate) const LANES: usize = 16;
 
@@ -116,6 +118,20 @@ vectorised! {
     /// The largest element; NaN if one is NaN, negative infinity if there are none.
     pub(crate) fn max<L>(x: &[f32]) -> f32 {
         lanes::max::<L>(x)
+    }
+}
+
+vectorised! {
+    /// `y = x`, exact; one length.
+    pub(crate) fn widen<L>(x: &[bf16], y: &mut [f32]) {
+        lanes::widen::<L>(x, y);
+    }
+}
+
+vectorised! {
+    /// `y = x`, rounded to nearest with ties to even; one length.
+    pub(crate) fn narrow<L>(x: &[f32], y: &mut [bf16]) {
+        lanes::narrow::<L>(x, y);
     }
 }
 
@@ -264,6 +280,24 @@ mod tests {
                 x[place] = [f32::INFINITY, f32::NEG_INFINITY, f32::NAN][place % 3];
                 assert!(!all_finite(&x), "{} at {place} of {length}", x[place]);
             }
+        }
+    }
+
+    #[test]
+    fn narrowing_rounds_as_the_type_does_and_widening_is_exact() {
+        // Around ties, denormal, infinite and NaN, and a sweep of all exponents.
+        let special =
+            [0x3f80_7fff, 0x3f80_8000, 0x3f80_8001, 0x3f81_8000, 0x0000_8001, 0x7f7f_ffff, 0xff80_0000];
+        let mut x: Vec<f32> = special.into_iter().map(f32::from_bits).collect();
+        x.extend((0..9973u32).map(|i| f32::from_bits(i.wrapping_mul(430_679))));
+        x.extend([f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff)]);
+        let (mut narrowed, mut widened) = (vec![bf16::ZERO; x.len()], vec![0.0; x.len()]);
+        narrow(&x, &mut narrowed);
+        widen(&narrowed, &mut widened);
+        for ((&x, &found), &wide) in x.iter().zip(&narrowed).zip(&widened) {
+            let truth = bf16::from_f32(x);
+            assert!(found == truth || (found.is_nan() && x.is_nan()), "{x:e}: {found:e} for {truth:e}");
+            assert_eq!(wide.to_bits(), found.to_f32().to_bits(), "{found:e}");
         }
     }
 

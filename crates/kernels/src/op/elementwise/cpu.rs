@@ -6,10 +6,21 @@ use crate::cpu::vector::{self, vectorised};
 use crate::{Cpu, Result, Tensor};
 
 impl Elementwise for Cpu {
+    fn cast(&self, x: &Tensor, y: &mut Tensor) -> Result<()> {
+        check("cast", x, y)?;
+        let (x, y) = (x.floats("cast", "x")?, y.floats_mut("cast", "y")?);
+        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks(BLOCK)), |(x, y)| y.replace(|y| x.widen(0, y)));
+        Ok(())
+    }
+
     fn add(&self, alpha: f32, x: &Tensor, y: &mut Tensor) -> Result<()> {
         check("add", x, y)?;
-        let (x, y) = (x.f32("add", "x")?, y.f32_mut("add", "y")?);
-        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)), |(x, y)| vector::axpy(alpha, x, y));
+        let (x, y) = (x.floats("add", "x")?, y.floats_mut("add", "y")?);
+        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks(BLOCK)), |(x, y)| {
+            let mut space = Vec::new();
+            let x = x.widened(&mut space);
+            y.update(|y| vector::axpy(alpha, x, y));
+        });
         Ok(())
     }
 

@@ -7,7 +7,10 @@ use crate::{Error, Result, Tensor, shape};
 
 /// Operations on each element alone.
 pub trait Elementwise {
-    /// `y += alpha x`; one shape.
+    /// `y = x`, rounded where y is `bf16`; one shape, any floating x, y `f32` or `bf16`.
+    fn cast(&self, x: &Tensor, y: &mut Tensor) -> Result<()>;
+
+    /// `y += alpha x`; one shape, each `f32` or `bf16`.
     fn add(&self, alpha: f32, x: &Tensor, y: &mut Tensor) -> Result<()>;
 
     /// `x = value`.

@@ -88,4 +88,7 @@ pub trait Kernels:
 {
     /// The device's name for reports, as `cpu (2 threads, avx512)`.
     fn name(&self) -> String;
+
+    /// The type of activations that products are fastest in: `bf16` where the device has instructions for them.
+    fn prefers(&self) -> DType;
 }

@@ -47,6 +47,10 @@ impl Kernels for Cpu {
     fn name(&self) -> String {
         format!("cpu ({} threads)", self.threads())
     }
+
+    fn prefers(&self) -> DType {
+        if gemm::has_bf16_dot_products() { DType::Bf16 } else { DType::F32 }
+    }
 }
 
 impl Memory for Cpu {

@@ -6,6 +6,7 @@
 //! 34(3), 2008). The sum over K is never split between threads and its blocks have a fixed size, so an
 //! element of C has the same bits whatever the number of threads and whatever other rows stand beside it.
 
+pub(crate) mod bf16;
 mod micro;
 mod output;
 mod pack;
@@ -31,6 +32,19 @@ const TASK_ROW_PANELS: usize = 10;
 const TASK_COLUMN_PANELS: usize = 16;
 /// Products below this many multiplications are not worth waking other threads for.
 const SERIAL_BELOW: usize = 64 * 64 * 64;
+
+/// Whether the processor multiplies pairs of `bf16` and adds them up in `f32` in one instruction.
+pub(crate) fn has_bf16_dot_products() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
 
 /// Where packed panels live between calls.
 #[derive(Default)]

@@ -3,16 +3,16 @@
 use std::marker::PhantomData;
 
 /// An exclusively borrowed array of rows, `stride` elements apart.
-pub(crate) struct Output<'a> {
-    start: *mut f32,
+pub(crate) struct Output<'a, T = f32> {
+    start: *mut T,
     length: usize,
     stride: usize,
-    _borrow: PhantomData<&'a mut [f32]>,
+    _borrow: PhantomData<&'a mut [T]>,
 }
 
-impl<'a> Output<'a> {
+impl<'a, T> Output<'a, T> {
     /// The rows of `data`.
-    pub(crate) fn rows(data: &'a mut [f32], stride: usize) -> Self {
+    pub(crate) fn rows(data: &'a mut [T], stride: usize) -> Self {
         Output { start: data.as_mut_ptr(), length: data.len(), stride, _borrow: PhantomData }
     }
 
@@ -22,22 +22,22 @@ impl<'a> Output<'a> {
     }
 
     /// The same rows for several threads.
-    pub(crate) fn share(self) -> SharedRows<'a> {
+    pub(crate) fn share(self) -> SharedRows<'a, T> {
         SharedRows(self)
     }
 }
 
 /// Rows that tasks on several threads write, each its own elements; every access is checked against the
 /// array's end, and that no two overlap is what its callers vouch for.
-pub(crate) struct SharedRows<'a>(Output<'a>);
+pub(crate) struct SharedRows<'a, T = f32>(Output<'a, T>);
 
 #[expect(unsafe_code, reason = "tasks on several threads write disjoint parts of one array")]
 // SAFETY: the pointer is only reached through unsafe methods whose callers vouch that no element is reached
 // by two tasks at a time.
-unsafe impl Sync for SharedRows<'_> {}
+unsafe impl<T: Send> Sync for SharedRows<'_, T> {}
 
 #[expect(unsafe_code, reason = "hands out parts of one array to several tasks")]
-impl SharedRows<'_> {
+impl<T> SharedRows<'_, T> {
     /// The distance between rows.
     pub(crate) fn stride(&self) -> usize {
         self.0.stride
@@ -47,7 +47,7 @@ impl SharedRows<'_> {
     ///
     /// # Safety
     /// What is written through it must stay inside the array and no other task may reach it at the time.
-    pub(crate) unsafe fn at(&self, offset: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(&self, offset: usize) -> *mut T {
         assert!(offset < self.0.length, "element {offset} of {}", self.0.length);
         // SAFETY: the offset has just been checked.
         unsafe { self.0.start.add(offset) }
@@ -58,7 +58,7 @@ impl SharedRows<'_> {
     /// # Safety
     /// No other task may reach them while the slice lives.
     #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub(crate) unsafe fn slice(&self, offset: usize, length: usize) -> &mut [f32] {
+    pub(crate) unsafe fn slice(&self, offset: usize, length: usize) -> &mut [T] {
         assert!(offset + length <= self.0.length, "elements {offset} + {length} of {}", self.0.length);
         // SAFETY: the range has just been checked, exclusiveness is promised by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.0.start.add(offset), length) }
@@ -68,7 +68,7 @@ impl SharedRows<'_> {
     ///
     /// # Safety
     /// No other task may reach those columns of those rows while the output lives.
-    pub(crate) unsafe fn rectangle(&self, offset: usize, rows: usize, columns: usize) -> Output<'_> {
+    pub(crate) unsafe fn rectangle(&self, offset: usize, rows: usize, columns: usize) -> Output<'_, T> {
         let length = if rows == 0 { 0 } else { (rows - 1) * self.0.stride + columns };
         assert!(offset + length <= self.0.length, "elements {offset} + {length} of {}", self.0.length);
         let start = {

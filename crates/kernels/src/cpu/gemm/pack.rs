@@ -7,12 +7,12 @@ use super::DEPTH;
 /// A strided view of a matrix of any floating type; one of the strides is 1.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    data: Floats<'a>,
-    offset: usize,
+    pub(super) data: Floats<'a>,
+    pub(super) offset: usize,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
 }
 
 impl<'a> View<'a> {
@@ -35,14 +35,14 @@ impl<'a> View<'a> {
 
 /// Which operand a panel is of: panels of A run along its rows, panels of B along its columns.
 #[derive(Clone, Copy)]
-pub(crate) enum Side {
+pub(super) enum Side {
     A,
     B,
 }
 
 /// Packs panel `panel` of `width` lines, steps `k0..k0 + depth`, into `out [depth, width]`; lines behind the
 /// operand's edge are zero.
-pub(crate) fn pack_panel(
+pub(super) fn pack_panel(
     view: &View<'_>,
     side: Side,
     panel: usize,

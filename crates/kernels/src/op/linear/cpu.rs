@@ -2,29 +2,75 @@
 
 use rayon::prelude::*;
 
-use super::{Dims, Linear, dims};
-use crate::buffer::Floats;
-use crate::cpu::gemm::{Output, View, gemm};
+use super::{Dims, Extra, Linear, check_term, dims};
+use crate::buffer::{Floats, FloatsMut};
+use crate::cpu::gemm::{Output, View, bf16, gemm};
 use crate::cpu::vector;
-use crate::{Accum, Cpu, Result, Tensor};
+use crate::{Accum, Cpu, DType, Result, Tensor, shape};
 
 /// Up to this many tokens a weight is read once, in place: packing it would cost more than the product.
 const FEW_TOKENS: usize = 4;
 /// Rows of the weight in one task of the few-token path.
 const TASK_ROWS: usize = 64;
 
+/// The arithmetic of a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Products {
+    F32,
+    Bf16,
+}
+
+impl Products {
+    /// That of operands which are no weights.
+    pub(crate) fn of(operands: &[&Tensor]) -> Self {
+        match operands.iter().all(|operand| operand.dtype() == DType::Bf16) {
+            true => Products::Bf16,
+            false => Products::F32,
+        }
+    }
+}
+
 impl Linear for Cpu {
     fn linear(&self, x: &Tensor, w: &Tensor, alpha: f32, accum: Accum, y: &mut Tensor) -> Result<()> {
         let op = "linear";
         let d = dims(op, ("x", x), ("w", w), ("y", y))?;
-        let (x, w, y) = (x.f32(op, "x")?, w.floats(op, "w")?, y.f32_mut(op, "y")?);
+        let products = Products::of(&[x]);
+        let (x, w, y) = (x.floats(op, "x")?, w.floats(op, "w")?, y.floats_mut(op, "y")?);
         if (1..=FEW_TOKENS).contains(&d.t) && d.k > 0 && d.n > 0 {
             self.linear_few(d, x, w, alpha, accum, y);
         } else {
-            let x = View::rows(Floats::F32(x), 0, d.t, d.k, d.k);
-            let w = View::rows(w, 0, d.n, d.k, d.k).transposed();
-            gemm(&self.pool, &self.recycler, x, w, alpha, accum, Output::rows(y, d.n));
+            let terms = [(View::rows(x, 0, d.t, d.k, d.k), View::rows(w, 0, d.n, d.k, d.k).transposed())];
+            self.product(products, &terms, alpha, None, accum, y);
         }
+        Ok(())
+    }
+
+    fn linear_fused(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        extra: Extra<'_>,
+        accum: Accum,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        let op = "linear_fused";
+        let d = dims(op, ("x", x), ("w", w), ("y", y))?;
+        let x_view = View::rows(x.floats(op, "x")?, 0, d.t, d.k, d.k);
+        let mut terms = vec![(x_view, View::rows(w.floats(op, "w")?, 0, d.n, d.k, d.k).transposed())];
+        if let Some((h, b)) = extra.term {
+            let r = check_term(op, x, h, b, ("N", d.n))?;
+            let b = View::rows(b.floats(op, "b")?, 0, d.n, r, r).transposed();
+            terms.push((View::rows(h.floats(op, "h")?, 0, d.t, r, r), b));
+        }
+        let mut space = Vec::new();
+        let bias = match extra.bias {
+            Some(bias) => {
+                shape::expect(op, "bias", bias, &[("N", d.n)])?;
+                Some(bias.floats(op, "bias")?.widened(&mut space))
+            }
+            None => None,
+        };
+        self.product(Products::of(&[x]), &terms, 1.0, bias, accum, y.floats_mut(op, "y")?);
         Ok(())
     }
 
@@ -38,10 +84,31 @@ impl Linear for Cpu {
     ) -> Result<()> {
         let op = "linear_input_gradient";
         let d = dims(op, ("dx", dx), ("w", w), ("dy", dy))?;
-        let dy = View::rows(Floats::F32(dy.f32(op, "dy")?), 0, d.t, d.n, d.n);
+        let products = Products::of(&[dy]);
+        let dy = View::rows(dy.floats(op, "dy")?, 0, d.t, d.n, d.n);
         let w = View::rows(w.floats(op, "w")?, 0, d.n, d.k, d.k);
-        let dx = Output::rows(dx.f32_mut(op, "dx")?, d.k);
-        gemm(&self.pool, &self.recycler, dy, w, alpha, accum, dx);
+        self.product(products, &[(dy, w)], alpha, None, accum, dx.floats_mut(op, "dx")?);
+        Ok(())
+    }
+
+    fn linear_input_gradient_fused(
+        &self,
+        dy: &Tensor,
+        w: &Tensor,
+        term: Option<(&Tensor, &Tensor)>,
+        accum: Accum,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        let op = "linear_input_gradient_fused";
+        let d = dims(op, ("dx", dx), ("w", w), ("dy", dy))?;
+        let dy_view = View::rows(dy.floats(op, "dy")?, 0, d.t, d.n, d.n);
+        let mut terms = vec![(dy_view, View::rows(w.floats(op, "w")?, 0, d.n, d.k, d.k))];
+        if let Some((v, a)) = term {
+            let r = check_term(op, dy, v, a, ("K", d.k))?;
+            let a = View::rows(a.floats(op, "a")?, 0, r, d.k, d.k);
+            terms.push((View::rows(v.floats(op, "v")?, 0, d.t, r, r), a));
+        }
+        self.product(Products::of(&[dy]), &terms, 1.0, None, accum, dx.floats_mut(op, "dx")?);
         Ok(())
     }
 
@@ -55,17 +122,48 @@ impl Linear for Cpu {
     ) -> Result<()> {
         let op = "linear_weight_gradient";
         let d = dims(op, ("x", x), ("dw", dw), ("dy", dy))?;
-        let dy = View::rows(Floats::F32(dy.f32(op, "dy")?), 0, d.t, d.n, d.n).transposed();
-        let x = View::rows(Floats::F32(x.f32(op, "x")?), 0, d.t, d.k, d.k);
-        let dw = Output::rows(dw.f32_mut(op, "dw")?, d.k);
-        gemm(&self.pool, &self.recycler, dy, x, alpha, accum, dw);
+        let products = Products::of(&[dy, x]);
+        let dy = View::rows(dy.floats(op, "dy")?, 0, d.t, d.n, d.n).transposed();
+        let x = View::rows(x.floats(op, "x")?, 0, d.t, d.k, d.k);
+        self.product(products, &[(dy, x)], alpha, None, accum, FloatsMut::F32(dw.f32_mut(op, "dw")?));
         Ok(())
     }
 }
 
 impl Cpu {
+    /// `y (+)= alpha sum of a b + bias`; the terms' a `[T, *]`, b `[*, N]`, y `[T, N]`, bias `[N]`.
+    pub(crate) fn product(
+        &self,
+        products: Products,
+        terms: &[(View<'_>, View<'_>)],
+        alpha: f32,
+        bias: Option<&[f32]>,
+        accum: Accum,
+        y: FloatsMut<'_>,
+    ) {
+        let n = terms[0].1.columns;
+        if products == Products::Bf16 {
+            return bf16::gemm(&self.pool, &self.recycler, terms, alpha, bias, accum, y);
+        }
+        let sum = |y: &mut [f32]| {
+            for (index, &(a, b)) in terms.iter().enumerate() {
+                let accum = if index == 0 { accum } else { Accum::Add };
+                gemm(&self.pool, &self.recycler, a, b, alpha, accum, Output::rows(y, n));
+            }
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(n).for_each(|y| vector::axpy(1.0, bias, y));
+            }
+        };
+        match accum {
+            Accum::Replace => y.replace(sum),
+            Accum::Add => y.update(sum),
+        }
+    }
+
     /// `y (+)= alpha x W^T` for a few tokens, as a generated token needs it: bound by reading W once.
-    fn linear_few(&self, d: Dims, x: &[f32], w: Floats<'_>, alpha: f32, accum: Accum, y: &mut [f32]) {
+    fn linear_few(&self, d: Dims, x: Floats<'_>, w: Floats<'_>, alpha: f32, accum: Accum, y: FloatsMut<'_>) {
+        let mut space = Vec::new();
+        let x = x.widened(&mut space);
         let mut columns = vec![0.0f32; d.n * d.t]; // [N, T]
         let task = |(task, out): (usize, &mut [f32])| {
             let mut widened = vec![0.0f32; d.k];
@@ -84,13 +182,19 @@ impl Cpu {
             }
         };
         self.pool.install(|| columns.par_chunks_mut(TASK_ROWS * d.t).enumerate().for_each(task));
-        for (n, column) in columns.chunks_exact(d.t).enumerate() {
-            for (t, &value) in column.iter().enumerate() {
-                match accum {
-                    Accum::Replace => y[t * d.n + n] = value,
-                    Accum::Add => y[t * d.n + n] += value,
+        let write = |y: &mut [f32]| {
+            for (n, column) in columns.chunks_exact(d.t).enumerate() {
+                for (t, &value) in column.iter().enumerate() {
+                    match accum {
+                        Accum::Replace => y[t * d.n + n] = value,
+                        Accum::Add => y[t * d.n + n] += value,
+                    }
                 }
             }
+        };
+        match accum {
+            Accum::Replace => y.replace(write),
+            Accum::Add => y.update(write),
         }
     }
 }

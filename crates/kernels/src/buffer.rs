@@ -154,6 +154,34 @@ impl<'a> FloatsMut<'a> {
         }
     }
 
+    /// The elements of `range`.
+    pub(crate) fn slice(self, range: Range<usize>) -> FloatsMut<'a> {
+        match self {
+            FloatsMut::F32(values) => FloatsMut::F32(&mut values[range]),
+            FloatsMut::Bf16(values) => FloatsMut::Bf16(&mut values[range]),
+        }
+    }
+
+    /// The same elements, for a shorter time.
+    pub(crate) fn reborrow(&mut self) -> FloatsMut<'_> {
+        match self {
+            FloatsMut::F32(values) => FloatsMut::F32(values),
+            FloatsMut::Bf16(values) => FloatsMut::Bf16(values),
+        }
+    }
+
+    /// Overwrites all elements with those of `x`; one length.
+    pub(crate) fn copy(self, x: Floats<'_>) {
+        match (x, self) {
+            (x, FloatsMut::F32(y)) => x.widen(0, y),
+            (Floats::F32(x), FloatsMut::Bf16(y)) => vector::narrow(x, y),
+            (Floats::Bf16(x), FloatsMut::Bf16(y)) => y.copy_from_slice(x),
+            (Floats::F16(x), FloatsMut::Bf16(y)) => {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = bf16::from_f32(x.to_f32()));
+            }
+        }
+    }
+
     /// Overwrites all elements with what `work` writes; what stands in its slice before is unspecified.
     pub(crate) fn replace<R>(self, work: impl FnOnce(&mut [f32]) -> R) -> R {
         match self {

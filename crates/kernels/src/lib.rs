@@ -57,7 +57,7 @@ mod timed;
 pub use accum::Accum;
 pub use buffer::{SharedBytes, allocated_bytes, allocated_bytes_of};
 pub use cpu::Cpu;
-pub use cpu::gemm::product_scratch_bytes;
+pub use cpu::gemm::{product_scratch_bytes, product_scratch_bytes_of};
 pub use device::{Kernels, Memory, Usage};
 pub use dtype::DType;
 pub use error::{Error, Result};

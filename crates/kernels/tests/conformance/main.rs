@@ -15,4 +15,5 @@ mod elements;
 mod losses;
 mod normalisation;
 mod products;
+mod products_bf16;
 mod rows;

@@ -16,8 +16,8 @@ use rayon::prelude::*;
 pub(crate) use output::{Output, SharedRows};
 pub(crate) use pack::View;
 
-use crate::Accum;
 use crate::buffer::{Recycler, allocated_bytes};
+use crate::{Accum, DType};
 use micro::{Micro, TILE};
 use pack::{Side, pack_panel};
 use std::sync::Arc;
@@ -94,11 +94,22 @@ pub(crate) fn gemm_serial(
     product.run(&a, &b, accum, &mut scratch.a, &mut scratch.b, &|count, work| (0..count).for_each(work));
 }
 
-/// Bytes that the product of `[M, K]` and `[K, N]` takes beside its operands and its result: the packed blocks.
+/// Bytes that the `f32` product of `[M, K]` and `[K, N]` takes beside its operands and its result: the packed blocks.
 pub fn product_scratch_bytes(m: usize, n: usize, k: usize) -> usize {
+    product_scratch_bytes_of(DType::F32, m, n, k)
+}
+
+/// The same for activations of a type; in `bf16`, with the panels of a few threads.
+pub fn product_scratch_bytes_of(dtype: DType, m: usize, n: usize, k: usize) -> usize {
+    if dtype == DType::Bf16 {
+        return bf16::scratch_bytes(m, n, k, COUNTED_THREADS);
+    }
     let (packed_a, packed_b) = Micro::detect().packed_sizes(m, n, k);
     allocated_bytes(packed_a) + allocated_bytes(packed_b)
 }
+
+/// Threads whose panels are counted: each has some 200 KiB.
+const COUNTED_THREADS: usize = 4;
 
 impl Micro {
     /// Floats of the packed blocks of A `[M, K]` and B `[K, N]`.

@@ -29,6 +29,17 @@ pub(crate) fn combine<T: Copy, const N: usize>(mut parts: [T; N], join: impl Fn(
 /// The dot product of two slices of one length.
 #[inline(always)]
 pub(crate) fn dot<L: Level>(x: &[f32], y: &[f32]) -> f32 {
+    dot_of::<L, f32>(x, y, |x| x)
+}
+
+/// The dot product of two slices of one length, the first widened as it is read.
+#[inline(always)]
+pub(crate) fn dot_bf16<L: Level>(x: &[bf16], y: &[f32]) -> f32 {
+    dot_of::<L, bf16>(x, y, wide)
+}
+
+#[inline(always)]
+fn dot_of<L: Level, T: Copy>(x: &[T], y: &[f32], wide: impl Fn(T) -> f32) -> f32 {
     assert_eq!(x.len(), y.len());
     let mut chains = [[0.0f32; LANES]; CHAINS];
     let (x_wide, x) = x.as_chunks::<{ LANES * CHAINS }>();
@@ -36,7 +47,7 @@ pub(crate) fn dot<L: Level>(x: &[f32], y: &[f32]) -> f32 {
     for (x, y) in x_wide.iter().zip(y_wide) {
         for (chain, parts) in chains.iter_mut().enumerate() {
             for (lane, part) in parts.iter_mut().enumerate() {
-                *part = fma::<L>(x[chain * LANES + lane], y[chain * LANES + lane], *part);
+                *part = fma::<L>(wide(x[chain * LANES + lane]), y[chain * LANES + lane], *part);
             }
         }
     }
@@ -48,11 +59,11 @@ pub(crate) fn dot<L: Level>(x: &[f32], y: &[f32]) -> f32 {
     let (y_chunks, y) = y.as_chunks::<LANES>();
     for (x, y) in x_chunks.iter().zip(y_chunks) {
         for lane in 0..LANES {
-            first[lane] = fma::<L>(x[lane], y[lane], first[lane]);
+            first[lane] = fma::<L>(wide(x[lane]), y[lane], first[lane]);
         }
     }
     for (part, (&x, &y)) in first.iter_mut().zip(x.iter().zip(y)) {
-        *part = fma::<L>(x, y, *part);
+        *part = fma::<L>(wide(x), y, *part);
     }
     combine(first, |a, b| a + b)
 }

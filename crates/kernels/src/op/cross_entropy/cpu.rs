@@ -1,12 +1,14 @@
 //! The loss on the CPU: a chunk of logits at a time, turned into its own gradient in place.
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{CrossEntropy, classes, dims};
-use crate::buffer::Floats;
-use crate::cpu::gemm::{Output, View, gemm};
+use crate::buffer::{Floats, FloatsMut};
+use crate::cpu::gemm::View;
 use crate::cpu::vector::{self, LANES, lanes, vectorised};
 use crate::op::elementwise::check_cap;
+use crate::op::linear::cpu::Products;
 use crate::{Accum, Cpu, Result, Tensor};
 
 impl CrossEntropy for Cpu {
@@ -26,7 +28,8 @@ impl CrossEntropy for Cpu {
         if let Some(cap) = soft_cap {
             check_cap(op, cap)?;
         }
-        let (x, w) = (Floats::F32(x.f32(op, "x")?), w.floats(op, "w")?);
+        let products = Products::of(&[x]);
+        let (x, w) = (x.floats(op, "x")?, w.floats(op, "w")?);
         let (labels, weights) = (labels.u32(op, "labels")?, weights.f32(op, "weights")?);
         let vocabulary = View::rows(w, 0, v, d, d);
         let chunk_rows = chunk_rows.clamp(1, labels.len().max(1));
@@ -36,17 +39,23 @@ impl CrossEntropy for Cpu {
             let rows = start..(start + chunk_rows).min(labels.len());
             let hidden = View::rows(x, rows.start * d, rows.len(), d, d);
             let logits = &mut logits.as_mut_slice()[..rows.len() * v];
-            let out = Output::rows(logits, v);
-            gemm(&self.pool, &self.recycler, hidden, vocabulary.transposed(), 1.0, Accum::Replace, out);
-            loss += self.losses(logits, &labels[rows.clone()], &weights[rows.clone()], v, soft_cap);
-            let slopes = View::rows(Floats::F32(logits), 0, rows.len(), v, v);
+            let terms = [(hidden, vocabulary.transposed())];
+            self.product(products, &terms, 1.0, None, Accum::Replace, FloatsMut::F32(logits));
+            let (labels, weights) = (&labels[rows.clone()], &weights[rows.clone()]);
+            loss += self.losses(logits, labels, weights, v, soft_cap, products);
+            let slopes = match products {
+                Products::F32 => View::rows(Floats::F32(logits), 0, rows.len(), v, v),
+                Products::Bf16 => {
+                    View::rows(Floats::Bf16(bytemuck::cast_slice(logits)), 0, rows.len(), v, 2 * v)
+                }
+            };
             if let Some(dx) = dx.as_deref_mut() {
-                let dx = Output::rows(&mut dx.f32_mut(op, "dx")?[rows.start * d..rows.end * d], d);
-                gemm(&self.pool, &self.recycler, slopes, vocabulary, 1.0, Accum::Replace, dx);
+                let dx = dx.floats_mut(op, "dx")?.slice(rows.start * d..rows.end * d);
+                self.product(products, &[(slopes, vocabulary)], 1.0, None, Accum::Replace, dx);
             }
             if let Some(dw) = dw.as_deref_mut() {
-                let dw = Output::rows(dw.f32_mut(op, "dw")?, d);
-                gemm(&self.pool, &self.recycler, slopes.transposed(), hidden, 1.0, Accum::Add, dw);
+                let dw = FloatsMut::F32(dw.f32_mut(op, "dw")?);
+                self.product(products, &[(slopes.transposed(), hidden)], 1.0, None, Accum::Add, dw);
             }
         }
         Ok(loss)
@@ -60,22 +69,49 @@ impl CrossEntropy for Cpu {
         if labels.is_empty() {
             return Ok(0.0);
         }
-        Ok(self.losses(logits, labels, weights, c, None))
+        Ok(self.losses(logits, labels, weights, c, None, Products::F32))
     }
 }
 
 impl Cpu {
-    /// The sum of the rows' weighted losses in their order; `z [rows, V]` becomes its gradient.
-    fn losses(&self, z: &mut [f32], labels: &[u32], weights: &[f32], v: usize, soft_cap: Option<f32>) -> f64 {
+    /// The sum of the rows' weighted losses in their order; `z [rows, V]` becomes its gradient: where the products
+    /// behind are of `bf16`, rounded to it, each row at the beginning of its own place.
+    fn losses(
+        &self,
+        z: &mut [f32],
+        labels: &[u32],
+        weights: &[f32],
+        v: usize,
+        soft_cap: Option<f32>,
+        products: Products,
+    ) -> f64 {
         let losses: Vec<f64> = self.pool.install(|| {
             let rows = z.par_chunks_mut(v).zip(labels).zip(weights);
-            rows.map(|((z, &label), &weight)| match soft_cap {
-                None => row_loss(z, label as usize, weight),
-                Some(cap) => capped_row_loss(z, label as usize, weight, cap),
+            rows.map(|((z, &label), &weight)| {
+                let loss = match soft_cap {
+                    None => row_loss(z, label as usize, weight),
+                    Some(cap) => capped_row_loss(z, label as usize, weight, cap),
+                };
+                if products == Products::Bf16 {
+                    narrow_in_place(z);
+                }
+                loss
             })
             .collect()
         });
         losses.iter().sum()
+    }
+}
+
+/// The first half of z becomes all of it as `bf16`.
+fn narrow_in_place(z: &mut [f32]) {
+    const PIECE: usize = 1024;
+    let mut piece = [bf16::ZERO; PIECE];
+    for start in (0..z.len()).step_by(PIECE) {
+        let length = PIECE.min(z.len() - start);
+        vector::narrow(&z[start..start + length], &mut piece[..length]);
+        // Behind what has been read: 2 (start + length) bytes are never more than 4 (start + length).
+        bytemuck::cast_slice_mut::<f32, bf16>(z)[start..start + length].copy_from_slice(&piece[..length]);
     }
 }
 

@@ -21,6 +21,9 @@ pub trait CrossEntropy {
     /// number, bounds the logits. At most `chunk_rows` rows
     /// of logits exist at a time: the loss and dx do not depend on it, dw by no more than its rounding.
     ///
+    /// x and dx are `f32` or `bf16`, dw is `f32`. Where x is `bf16`, the products are those of `bf16`
+    /// ([`Linear`](crate::Linear)), the logits and the loss are `f32`, and `dz` is rounded to `bf16`.
+    ///
     /// # Errors
     /// Where a label is not below V, or the cap is not positive.
     fn cross_entropy(

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{Dims, Extra, Linear, check_term, dims};
 use crate::buffer::{Floats, FloatsMut};
 use crate::cpu::gemm::{Output, View, bf16, gemm};
-use crate::cpu::vector;
+use crate::cpu::vector::{self, lanes};
 use crate::{Accum, Cpu, DType, Result, Tensor, shape};
 
 /// Up to this many tokens a weight is read once, in place: packing it would cost more than the product.
@@ -36,8 +36,8 @@ impl Linear for Cpu {
         let d = dims(op, ("x", x), ("w", w), ("y", y))?;
         let products = Products::of(&[x]);
         let (x, w, y) = (x.floats(op, "x")?, w.floats(op, "w")?, y.floats_mut(op, "y")?);
-        if (1..=FEW_TOKENS).contains(&d.t) && d.k > 0 && d.n > 0 {
-            self.linear_few(d, x, w, alpha, accum, y);
+        if d.is_few() {
+            self.linear_few(products, d, x, w, alpha, accum, y);
         } else {
             let terms = [(View::rows(x, 0, d.t, d.k, d.k), View::rows(w, 0, d.n, d.k, d.k).transposed())];
             self.product(products, &terms, alpha, None, accum, y);
@@ -55,13 +55,14 @@ impl Linear for Cpu {
     ) -> Result<()> {
         let op = "linear_fused";
         let d = dims(op, ("x", x), ("w", w), ("y", y))?;
-        let x_view = View::rows(x.floats(op, "x")?, 0, d.t, d.k, d.k);
-        let mut terms = vec![(x_view, View::rows(w.floats(op, "w")?, 0, d.n, d.k, d.k).transposed())];
-        if let Some((h, b)) = extra.term {
-            let r = check_term(op, x, h, b, ("N", d.n))?;
-            let b = View::rows(b.floats(op, "b")?, 0, d.n, r, r).transposed();
-            terms.push((View::rows(h.floats(op, "h")?, 0, d.t, r, r), b));
-        }
+        let products = Products::of(&[x]);
+        let thin = match extra.term {
+            Some((h, b)) => {
+                let r = check_term(op, x, h, b, ("N", d.n))?;
+                Some((h.floats(op, "h")?, b.floats(op, "b")?, r))
+            }
+            None => None,
+        };
         let mut space = Vec::new();
         let bias = match extra.bias {
             Some(bias) => {
@@ -70,7 +71,21 @@ impl Linear for Cpu {
             }
             None => None,
         };
-        self.product(Products::of(&[x]), &terms, 1.0, bias, accum, y.floats_mut(op, "y")?);
+        let (x, w, mut y) = (x.floats(op, "x")?, w.floats(op, "w")?, y.floats_mut(op, "y")?);
+        if !d.is_few() {
+            let of = |x, w, k| (View::rows(x, 0, d.t, k, k), View::rows(w, 0, d.n, k, k).transposed());
+            let mut terms = vec![of(x, w, d.k)];
+            terms.extend(thin.map(|(h, b, r)| of(h, b, r)));
+            self.product(products, &terms, 1.0, bias, accum, y);
+            return Ok(());
+        }
+        self.linear_few(products, d, x, w, 1.0, accum, y.reborrow());
+        if let Some((h, b, r)) = thin {
+            self.linear_few(products, Dims { k: r, ..d }, h, b, 1.0, Accum::Add, y.reborrow());
+        }
+        if let Some(bias) = bias {
+            y.update(|y| y.chunks_exact_mut(d.n).for_each(|y| vector::axpy(1.0, bias, y)));
+        }
         Ok(())
     }
 
@@ -161,18 +176,35 @@ impl Cpu {
     }
 
     /// `y (+)= alpha x W^T` for a few tokens, as a generated token needs it: bound by reading W once.
-    fn linear_few(&self, d: Dims, x: Floats<'_>, w: Floats<'_>, alpha: f32, accum: Accum, y: FloatsMut<'_>) {
+    fn linear_few(
+        &self,
+        products: Products,
+        d: Dims,
+        x: Floats<'_>,
+        w: Floats<'_>,
+        alpha: f32,
+        accum: Accum,
+        y: FloatsMut<'_>,
+    ) {
         let mut space = Vec::new();
         let x = x.widened(&mut space);
-        let mut columns = vec![0.0f32; d.n * d.t]; // [N, T]
+        let mut columns = self.recycler.take(d.n * d.t); // [N, T]
+        let columns = columns.as_mut_slice();
         let task = |(task, out): (usize, &mut [f32])| {
             let mut widened = vec![0.0f32; d.k];
             for (i, out) in out.chunks_exact_mut(d.t).enumerate() {
                 let start = (task * TASK_ROWS + i) * d.k;
-                let row = match w {
-                    Floats::F32(values) => &values[start..start + d.k],
+                if let (Floats::Bf16(w), 1) = (w, d.t) {
+                    out[0] = alpha * vector::dot_bf16(&w[start..start + d.k], x);
+                    continue;
+                }
+                let row = match (w, products) {
+                    (Floats::F32(values), Products::F32) => &values[start..start + d.k],
                     _ => {
                         w.widen(start, &mut widened);
+                        if products == Products::Bf16 {
+                            widened.iter_mut().for_each(|w| *w = lanes::wide(lanes::round(*w)));
+                        }
                         &widened[..]
                     }
                 };
@@ -196,5 +228,12 @@ impl Cpu {
             Accum::Replace => y.replace(write),
             Accum::Add => y.update(write),
         }
+    }
+}
+
+impl Dims {
+    /// Whether the product is one of few tokens.
+    fn is_few(self) -> bool {
+        (1..=FEW_TOKENS).contains(&self.t) && self.k > 0 && self.n > 0
     }
 }

@@ -7,7 +7,7 @@
 //! weight is rounded to `bf16` as well, products are exact, and sums are `f32`. A weight's gradient is computed in
 //! `bf16` where both its operands are. Results are `f32` or `bf16`, whatever the operands are.
 
-mod cpu;
+pub(crate) mod cpu;
 pub mod naive;
 
 use crate::{Accum, Error, Result, Tensor, shape};

@@ -30,7 +30,7 @@ impl Micro {
 }
 
 /// For processors without such products: the pairs are widened to `f32`.
-const WIDENED: Micro = Micro { rows: 6, columns: 16, run: widened };
+pub(super) const WIDENED: Micro = Micro { rows: 6, columns: 16, run: widened };
 
 /// # Safety
 /// `a` must be valid for `6 pairs` reads and `b` for `16 pairs`.

@@ -44,7 +44,10 @@ pub(crate) fn gemm(
     accum: Accum,
     c: FloatsMut<'_>,
 ) {
-    let product = Product::new(terms, alpha, bias, accum, c);
+    run(pool, recycler, &Product::new(Micro::detect(), terms, alpha, bias, accum, c));
+}
+
+fn run(pool: &rayon::ThreadPool, recycler: &Arc<Recycler>, product: &Product<'_>) {
     if product.m == 0 || product.n == 0 {
         return;
     }
@@ -128,6 +131,7 @@ impl Tasks {
 
 impl<'c> Product<'c> {
     fn new(
+        micro: Micro,
         terms: &'c [Term<'c>],
         alpha: f32,
         bias: Option<&'c [f32]>,
@@ -150,7 +154,7 @@ impl<'c> Product<'c> {
             FloatsMut::Bf16(values) => Rows::Bf16(Output::rows(values, n).share()),
         };
         let pairs = terms.iter().map(|(a, _)| a.columns.div_ceil(2)).sum();
-        Product { micro: Micro::detect(), terms, m, n, pairs, alpha, bias, accum, c }
+        Product { micro, terms, m, n, pairs, alpha, bias, accum, c }
     }
 
     fn packed_a(&self) -> usize {
@@ -266,3 +270,37 @@ macro_rules! store {
 
 store!(store_f32, f32, |x: f32| x, |x: f32| x);
 store!(store_bf16, bf16, lanes::wide, lanes::round);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::Floats;
+
+    /// Small integers, whose sums are exact whatever the order.
+    #[test]
+    fn every_micro_kernel_gives_the_same_product() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let recycler = Arc::new(Recycler::default());
+        let (m, n, k, r) = (67, 101, 133, 5);
+        let values = |count: usize, modulus: usize| -> Vec<f32> {
+            (0..count).map(|i| (i * 31 % modulus) as f32 - (modulus / 2) as f32).collect()
+        };
+        let (a, b, h, w) = (values(m * k, 7), values(n * k, 11), values(m * r, 5), values(r * n, 13));
+        let bias = values(n, 17);
+        let rows = |data, rows, columns| View::rows(Floats::F32(data), 0, rows, columns, columns);
+        let terms = [(rows(&a, m, k), rows(&b, n, k).transposed()), (rows(&h, m, r), rows(&w, r, n))];
+        let sum = |i: usize, j: usize| -> f32 {
+            let long: f32 = (0..k).map(|x| a[i * k + x] * b[j * k + x]).sum();
+            let thin: f32 = (0..r).map(|x| h[i * r + x] * w[x * n + j]).sum();
+            3.0 + 2.0 * (long + thin) + bias[j]
+        };
+        for micro in [micro::WIDENED, Micro::detect()] {
+            let mut c = vec![3.0; m * n];
+            let to = FloatsMut::F32(&mut c);
+            run(&pool, &recycler, &Product::new(micro, &terms, 2.0, Some(&bias), Accum::Add, to));
+            for (at, &found) in c.iter().enumerate() {
+                assert_eq!(found, sum(at / n, at % n), "{} rows a tile, element {at}", micro.rows);
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use lora_sb_data::Tokenizer;
 use lora_sb_kernels::{Cpu, Kernels};
 use lora_sb_model::{Config, LoadOptions, Mismatched, Model, Storage, Task};
+use lora_sb_tune::config::Precision;
 use lora_sb_tune::run::ResolvedPlan;
 use serde_json::Value;
 
@@ -34,6 +35,8 @@ pub(crate) struct Reading {
     pub(crate) task: Option<Task>,
     /// The names of its classes, where they are not those of `config.json`.
     pub(crate) label_names: Option<Vec<String>>,
+    /// What it computes in. A plan does not decide that for those who read the weights themselves, as `merge` does.
+    pub(crate) dtype: Precision,
 }
 
 impl Reading {
@@ -56,6 +59,7 @@ impl Reading {
             task,
             label_names: names
                 .map(|names| names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect()),
+            dtype: Precision::F32,
         }
     }
 }
@@ -132,7 +136,7 @@ impl Base {
         storage: Storage,
         reading: &Reading,
     ) -> Result<Model> {
-        let Reading { random_weights, seed, mismatched, task, label_names } = reading;
+        let Reading { random_weights, seed, mismatched, task, label_names, dtype } = reading;
         let mut model = match self {
             _ if *random_weights => {
                 let config = self.config()?;
@@ -142,10 +146,14 @@ impl Base {
             Base::BuiltIn => embedded::model(kernels, storage)?,
             Base::Directory(dir) => {
                 must_be_directory(dir, "model")?;
-                let options = LoadOptions { task: *task, seed: *seed, mismatched: *mismatched };
+                let options =
+                    LoadOptions { task: *task, seed: *seed, mismatched: *mismatched, dtype: dtype.dtype() };
                 Model::load_with(dir, kernels, storage, options)?
             }
         };
+        if model.dtype() != dtype.dtype() {
+            model.set_dtype(dtype.dtype())?;
+        }
         if let Some(names) = label_names {
             model.name_labels(names)?;
         }

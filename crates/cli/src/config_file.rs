@@ -222,6 +222,9 @@ fn scalar_of_json(value: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use lora_sb_model::Recompute;
+    use lora_sb_tune::config::{ByteSize, GradientCheckpointing, Precision};
+
     use super::*;
     use crate::args::{MethodChoice, Ranks};
 
@@ -252,7 +255,8 @@ mod tests {
     fn aliases_booleans_and_lists_of_names_are_read() {
         let recipe = "lora_r = 4\ngradient_checkpointing = true\ntarget_modules = [\"q_proj\", \"v_proj\"]\n";
         let (settings, sources) = merged(recipe, &[]).unwrap();
-        assert_eq!((settings.rank, settings.gradient_checkpointing), (Some(Ranks(vec![4])), Some(true)));
+        let all = GradientCheckpointing::Fixed(Recompute::Block);
+        assert_eq!((settings.rank, settings.gradient_checkpointing), (Some(Ranks(vec![4])), Some(all)));
         assert_eq!(settings.target_modules.as_deref(), Some("q_proj,v_proj"));
         assert_eq!(sources["rank"], "r.toml:1");
     }
@@ -284,6 +288,9 @@ mod tests {
             ("use_rslora = true\n", "r.toml:1", "method = \\\"rslora\\\""),
             ("max_seq_length = 9\n", "r.toml:1", "`max_length`"),
             ("json = true\n", "r.toml:1", "--help"),
+            ("dtype = \"f16\"\n", "r.toml:1: dtype", "one of f32, bf16"),
+            ("memory_limit = \"4 gigs\"\n", "r.toml:1: memory_limit", "as 4GiB or 800MiB"),
+            ("gradient_checkpointing = \"some\"\n", "r.toml:1: gradient_checkpointing", "true, false, auto"),
             ("\n\nrank = = 3\n", "r.toml:3", "TOML"),
             ("[adapter]\nrank = 3\n", "r.toml:1", "top level"),
         ];
@@ -295,11 +302,31 @@ mod tests {
     }
 
     #[test]
+    fn speed_and_memory_are_read_in_every_spelling() {
+        let recipe =
+            "dtype = \"bfloat16\"\nmemory_limit = \"1.5 GiB\"\ngradient_checkpointing = 3\nloss_chunk = 64\n";
+        let (settings, _) = merged(recipe, &[]).unwrap();
+        assert_eq!(settings.dtype, Some(Precision::Bf16));
+        assert_eq!((settings.memory_limit, settings.loss_chunk), (Some(ByteSize(3 << 29)), Some(64)));
+        let first = |blocks| Some(GradientCheckpointing::Fixed(Recompute::First(blocks)));
+        assert_eq!(settings.gradient_checkpointing, first(3));
+        let typed = ["--gradient-checkpointing", "auto", "--memory-limit", "4096", "--dtype", "float32"];
+        let (settings, _) = merged(recipe, &typed).unwrap();
+        assert_eq!(settings.gradient_checkpointing, Some(GradientCheckpointing::Auto));
+        assert_eq!((settings.dtype, settings.memory_limit), (Some(Precision::F32), Some(ByteSize(4096))));
+        let (settings, _) = merged("", &["--gradient-checkpointing"]).unwrap();
+        assert_eq!(settings.gradient_checkpointing, Some(GradientCheckpointing::Fixed(Recompute::Block)));
+    }
+
+    #[test]
     fn a_plan_gives_its_settings_back() {
         let mut plan = ResolvedPlan::default();
         plan.set("rank", 5, "--rank");
         plan.set("data", vec!["x.txt", "y.txt"], "r.toml:1");
         plan.set("max_steps", Value::Null, "default");
+        plan.set("gradient_checkpointing", 2, "auto");
+        plan.set("memory_limit", "2GiB", "r.toml:3");
+        plan.set("dtype", "bf16", "--dtype");
         plan.set("init", serde_json::json!({ "eta": 0.1 }), "default");
         let layer = Layer::of_plan(&plan, "plan.json").unwrap();
         let matches = command().try_get_matches_from(Vec::<OsString>::new()).unwrap();
@@ -307,5 +334,8 @@ mod tests {
         assert_eq!((settings.rank, settings.max_steps), (Some(Ranks(vec![5])), None));
         assert_eq!(settings.data.unwrap().len(), 2);
         assert_eq!(sources["data"], "r.toml:1");
+        let first = GradientCheckpointing::Fixed(Recompute::First(2));
+        assert_eq!(settings.gradient_checkpointing, Some(first));
+        assert_eq!((settings.dtype, settings.memory_limit), (Some(Precision::Bf16), Some(ByteSize(2 << 30))));
     }
 }

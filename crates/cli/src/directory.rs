@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lora_sb_kernels::Kernels;
 use lora_sb_model::{Config, Frozen, LinearHook, Mismatched, Model, Parameter, Storage, Task, WeightFile};
+use lora_sb_tune::config::Precision;
 use lora_sb_tune::export::{native, peft};
 use lora_sb_tune::run::{Checkpoint, ResolvedPlan, RunDirectory};
 use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
@@ -104,14 +105,20 @@ pub(crate) struct Opened {
     pub(crate) adapter: Option<PathBuf>,
 }
 
-/// What opening needs at every turn: the device, and the base model where it was given.
+/// What opening needs at every turn: the device, what is computed in, and the base model where it was given.
 struct Opening {
     kernels: Arc<dyn Kernels>,
+    dtype: Precision,
     given: Option<Base>,
 }
 
-/// Opens `--model` and `--adapter`.
+/// Opens `--model` and `--adapter`, the weights as they are in their files.
 pub(crate) fn open(arguments: &ModelArgs, adapter: Option<&Path>) -> Result<Opened> {
+    open_in(Precision::F32, arguments, adapter)
+}
+
+/// The same to be computed with in one type or the other.
+pub(crate) fn open_in(dtype: Precision, arguments: &ModelArgs, adapter: Option<&Path>) -> Result<Opened> {
     let kernels = base::device(arguments.threads)?;
     let given = arguments.model.as_deref().map(Base::named);
     let Some(dir) = adapter else {
@@ -119,17 +126,22 @@ pub(crate) fn open(arguments: &ModelArgs, adapter: Option<&Path>) -> Result<Open
         if let Base::Directory(dir) = &base
             && Kind::of(dir)? == Kind::Run
         {
-            return Opening { kernels, given: None }.adapter(dir);
+            return Opening { kernels, dtype, given: None }.adapter(dir);
         }
-        return Opening { kernels, given: None }.plain(base, None);
+        return Opening { kernels, dtype, given: None }.plain(base, None);
     };
-    Opening { kernels, given }.adapter(dir)
+    Opening { kernels, dtype, given }.adapter(dir)
 }
 
 impl Opening {
+    fn load(&self, base: &Base, storage: Storage, reading: &Reading) -> Result<Model> {
+        let reading = Reading { dtype: self.dtype, ..reading.clone() };
+        base.load(Arc::clone(&self.kernels), storage, &reading)
+    }
+
     fn plain(self, base: Base, adapter: Option<PathBuf>) -> Result<Opened> {
         let reading = Reading::default();
-        let loaded = Loaded::Plain(base.load(self.kernels, Storage::Mapped, &reading)?);
+        let loaded = Loaded::Plain(self.load(&base, Storage::Mapped, &reading)?);
         let max_length = adapter.as_deref().and_then(plan_above).and_then(|plan| longest_example(&plan));
         Ok(Opened { loaded, base, reading, max_length, adapter })
     }
@@ -152,7 +164,7 @@ impl Opening {
 
     fn native(self, dir: &Path) -> Result<Opened> {
         let manifest = native::manifest(dir)?;
-        let base = self.given.unwrap_or_else(|| Base::named(Path::new(&manifest.base.name_or_path)));
+        let base = self.given.clone().unwrap_or_else(|| Base::named(Path::new(&manifest.base.name_or_path)));
         let plan = plan_above(dir);
         let reading = match &plan {
             Some(plan) => Reading::of_plan(plan),
@@ -164,19 +176,19 @@ impl Opening {
                 Reading { seed, mismatched, task: Some(task), ..head }
             }
         };
-        let model = base.load(self.kernels, Storage::Mapped, &reading)?;
+        let model = self.load(&base, Storage::Mapped, &reading)?;
         let loaded = Loaded::Tuned(native::load(dir, model)?);
         let max_length = plan.as_ref().and_then(longest_example);
         Ok(Opened { loaded, base, reading, max_length, adapter: Some(dir.into()) })
     }
 
     fn peft(self, dir: &Path) -> Result<Opened> {
-        let base = self.given.ok_or_else(|| {
+        let base = self.given.clone().ok_or_else(|| {
             Failure::new(format!("{}: a PEFT adapter needs its base model", dir.display()))
                 .hint("give the model's directory with --model")
         })?;
         let reading = head_of(dir, "adapter_model.safetensors", &base)?;
-        let model = base.load(self.kernels, Storage::Mapped, &reading)?;
+        let model = self.load(&base, Storage::Mapped, &reading)?;
         let peft::Imported { tuned, warnings } = peft::import(dir, model)?;
         warnings.iter().for_each(|warning| display::warn(warning));
         Ok(Opened {
@@ -210,10 +222,10 @@ impl Opening {
         let plan = RunDirectory::read_plan(run)?;
         let config = adapter_of_plan(&plan, run)?;
         let name = plan.values.get("model").and_then(|found| found.value.as_str()).unwrap_or_default();
-        let base = self.given.unwrap_or_else(|| Base::named(Path::new(name)));
+        let base = self.given.clone().unwrap_or_else(|| Base::named(Path::new(name)));
         let (reading, max_length) = (Reading::of_plan(&plan), longest_example(&plan));
         let storage = if config.method == Method::Full { Storage::Trainable } else { Storage::Mapped };
-        let model = base.load(Arc::clone(&self.kernels), storage, &reading)?;
+        let model = self.load(&base, storage, &reading)?;
         let tensors = RunDirectory::open(run, plan)?.tensors(checkpoint, self.kernels.as_ref())?;
         let loaded = Loaded::Tuned(Tuned::restore(model, &config, tensors)?);
         Ok(Opened { loaded, base, reading, max_length, adapter: Some(checkpoint.path().into()) })
@@ -306,6 +318,7 @@ fn adapter_of_plan(plan: &ResolvedPlan, run: &Path) -> Result<AdapterConfig> {
             // Of a start that was made long ago: any number that is allowed.
             eta: number("init_eta").unwrap_or(1.0),
             max_tokens: 0,
+            blocks_at_once: None,
         };
         Some(AdapterConfig {
             method,

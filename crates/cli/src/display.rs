@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use lora_sb_data::{Color, thousands};
+use lora_sb_tune::config::ByteSize;
 use lora_sb_tune::run::ResolvedPlan;
 use serde_json::Value;
 
@@ -105,16 +106,7 @@ pub(crate) fn columns(headings: &[&str], lines: &[Vec<String>]) -> String {
 
 /// Bytes in the largest binary unit that leaves at least 1.
 pub(crate) fn bytes(count: usize) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let (mut value, mut unit) = (count as f64 / 1024.0, 0);
-    while value >= 1024.0 && unit + 1 < units.len() {
-        (value, unit) = (value / 1024.0, unit + 1);
-    }
-    let digits = if value < 10.0 { 2 } else { 1 };
-    format!("{value:.digits$} {}", units[unit])
+    ByteSize(count).rounded()
 }
 
 /// `8 s`, `3 min 05 s`, `2 h 07 min`.
@@ -190,11 +182,6 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_exact() {
-        let sizes =
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (10 << 20, "10.0 MiB"), (3 << 30, "3.00 GiB")];
-        for (count, expected) in sizes {
-            assert_eq!(bytes(count), expected);
-        }
         let times = [
             (0.04, "0.0 s"),
             (9.96, "10 s"),

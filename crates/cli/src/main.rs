@@ -9,12 +9,14 @@
 
 mod args;
 mod base;
+mod bench;
 mod command;
 mod config_file;
 mod directory;
 mod display;
 mod embedded;
 mod failure;
+mod forecast;
 mod interrupt;
 mod progress;
 mod report;
@@ -68,6 +70,7 @@ fn dispatch(command: Command, matches: &clap::ArgMatches, words: &[OsString]) ->
         Command::Verify(arguments) => command::verify::run(&arguments),
         Command::Average(arguments) => command::average::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
+        Command::Bench(arguments) => command::bench::run(&arguments, words, std::time::SystemTime::now()),
     }
 }
 

@@ -8,7 +8,8 @@ use lora_sb_tune::eval::Metric;
 use lora_sb_tune::init::InitProgress;
 use lora_sb_tune::train::{Clock, Event, HeadWarmupStep, Observer, StepReport};
 
-use crate::display::{self, duration, number};
+use crate::display::{self, count, duration, number};
+use crate::report;
 use crate::resolve::Resolved;
 
 /// The time of this machine.
@@ -169,6 +170,13 @@ impl Observer for Progress {
                 self.bar.set_position(*finished_steps as u64);
                 self.bar.set_message("");
                 self.bar.enable_steady_tick(Duration::from_millis(200));
+            }
+            Event::Rehearsed { size, memory, seconds } => {
+                let (tokens, line) = (count(size.tokens, "token"), report::peak_line(*memory));
+                self.line(&format!(
+                    "longest micro-batch ({tokens}) rehearsed: peak memory {line}  [{}]",
+                    duration(*seconds)
+                ));
             }
             Event::Step(report) => self.step(report),
             Event::Evaluated { step, eval_loss, metrics, best, seconds, .. } => {

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use lora_sb_kernels::linalg::{SvdOptions, truncated_svd};
-use lora_sb_kernels::{Accum, Cpu, Elementwise, Generator, Linear, Memory, Result, Stream, Tensor};
+use lora_sb_kernels::{Accum, Cpu, DType, Elementwise, Generator, Linear, Memory, Result, Stream, Tensor};
 
 fn main() -> Result<()> {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok()).unwrap_or(2);
@@ -48,6 +48,8 @@ fn sign_matrix(cpu: &Cpu, m: usize, n: usize, noise: f32) -> Result<Tensor> {
         }
         cpu.linear_weight_gradient(&left, &cpu.from_f32(&right, &[32, n])?, 1.0, Accum::Add, &mut matrix)?;
     }
-    cpu.scaled_sign(-1e-4, &mut matrix)?;
-    Ok(matrix)
+    cpu.scaled_sign(-1.0, &mut matrix)?;
+    let mut signs = cpu.empty_of(DType::Bf16, &[m, n])?;
+    cpu.cast(&matrix, &mut signs)?;
+    Ok(signs)
 }

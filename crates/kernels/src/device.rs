@@ -91,4 +91,10 @@ pub trait Kernels:
 
     /// The type of activations that products are fastest in: `bf16` where the device has instructions for them.
     fn prefers(&self) -> DType;
+
+    /// Does `work`, which consists of many operations, where the device's own threads are at hand: on a processor,
+    /// on one of them, so that an operation need not wake a thread and be waited for. Results are the same without.
+    fn within(&self, work: &mut (dyn FnMut() + Send)) {
+        work();
+    }
 }

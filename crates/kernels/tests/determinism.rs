@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Draw, Source, weight};
+use common::{Draw, Source, activation, weight};
 use lora_sb_kernels::{
     Accum, Activate, Activation, AdamW, AdamWStep, Attention, AttentionShape, Bias, Channel, Columns, Cpu,
     CrossEntropy, DType, Dropout, Elementwise, Embedding, GatedActivation, LayerNorm, Linear, Mask, Memory,
@@ -27,6 +27,11 @@ impl Record<'_> {
         self.cpu.from_f32(&self.draw.normal(shape.iter().product()), shape).unwrap()
     }
 
+    fn bf16(&mut self, shape: &[usize]) -> Tensor {
+        let values = self.draw.normal(shape.iter().product());
+        activation(self.cpu, DType::Bf16, &values, shape).0
+    }
+
     fn weight(&mut self, dtype: DType, shape: &[usize]) -> Tensor {
         let values = self.draw.normal(shape.iter().product());
         weight(self.cpu, Source::File(dtype), &values, shape).0
@@ -41,8 +46,19 @@ impl Record<'_> {
 
 type Operation = fn(&mut Record);
 
-const OPERATIONS: [Operation; 10] =
-    [linear, few_tokens, elements, rows, normalisation, rotation, optimizer, attention, channels, loss];
+const OPERATIONS: [Operation; 11] = [
+    linear,
+    few_tokens,
+    elements,
+    rows,
+    normalisation,
+    rotation,
+    optimizer,
+    attention,
+    channels,
+    loss,
+    bf16_activations,
+];
 
 fn run(threads: usize) -> Vec<(&'static str, Vec<u64>)> {
     let cpu = Cpu::new(threads).unwrap();
@@ -139,7 +155,7 @@ fn rows(r: &mut Record) {
 }
 
 fn normalisation(r: &mut Record) {
-    let (x, dy, gain) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.weight(DType::Bf16, &[D]));
+    let (mut x, dy, gain) = (r.tensor(&[T, D]), r.tensor(&[T, D]), r.weight(DType::Bf16, &[D]));
     let (mut y, mut rstd) = (r.cpu.empty(&[T, D]).unwrap(), r.cpu.empty(&[T]).unwrap());
     let kind = RmsGain::OnePlusWeight;
     r.cpu.rms_norm(&x, &gain, kind, 1e-6, &mut y, &mut rstd).unwrap();
@@ -162,6 +178,38 @@ fn normalisation(r: &mut Record) {
     r.output("layer_norm_backward, dx", &y);
     r.output("layer_norm_backward, dgain", &dgain);
     r.output("layer_norm_backward, dshift", &dshift);
+    r.cpu.add_rms_norm(&dy, &mut y, &gain, kind, 1e-6, &mut x, &mut rstd).unwrap();
+    r.output("add_rms_norm, x", &y);
+    r.output("add_rms_norm, y", &x);
+    r.cpu.add_layer_norm(&dy, &mut y, &gain, &shift, 1e-6, &mut x, &mut mean, &mut rstd).unwrap();
+    r.output("add_layer_norm, x", &y);
+    r.output("add_layer_norm, y", &x);
+}
+
+fn bf16_activations(r: &mut Record) {
+    let (mut x, mut y, mut z) = (r.bf16(&[T, D]), r.bf16(&[T, D]), r.bf16(&[T, D]));
+    let (gain, mut rstd, mut sums) =
+        (r.weight(DType::Bf16, &[D]), r.cpu.empty(&[T]).unwrap(), r.tensor(&[D]));
+    r.cpu.add_rms_norm(&y, &mut x, &gain, RmsGain::Weight, 1e-6, &mut z, &mut rstd).unwrap();
+    r.output("bf16 add_rms_norm, x", &x);
+    r.output("bf16 add_rms_norm, y", &z);
+    let (kind, wanted) = (RmsGain::Weight, Some(&mut sums));
+    r.cpu.rms_norm_backward(&x, &gain, kind, &rstd, &z, Accum::Add, &mut y, wanted).unwrap();
+    r.output("bf16 rms_norm_backward, dx", &y);
+    r.output("bf16 rms_norm_backward, dgain", &sums);
+    r.cpu.bias_gradient(&x, &mut sums).unwrap();
+    r.output("bf16 bias_gradient", &sums);
+    r.cpu.channel_products(&x, &y, Accum::Add, &mut sums).unwrap();
+    r.output("bf16 channel_products", &sums);
+    r.cpu.gated_activation(Activation::Silu, &x, &y, &mut z).unwrap();
+    r.output("bf16 gated_activation", &z);
+    r.cpu.gated_activation_backward(Activation::Gelu, &mut x, &mut y, &z).unwrap();
+    r.output("bf16 gated_activation_backward, gate", &x);
+    r.output("bf16 gated_activation_backward, up", &y);
+    r.cpu.dropout(0.3, 5, &x, Accum::Add, &mut z).unwrap();
+    r.output("bf16 dropout", &z);
+    r.cpu.add(0.7, &x, &mut z).unwrap();
+    r.output("bf16 add", &z);
 }
 
 fn rotation(r: &mut Record) {

@@ -1,7 +1,7 @@
 //! The truncated SVD against nalgebra's exact one in f64.
 
-use lora_sb_kernels::linalg::{SvdOptions, TruncatedSvd, truncated_svd};
-use lora_sb_kernels::{Cpu, Error, Generator, Memory, Stream};
+use lora_sb_kernels::linalg::{SvdOptions, TruncatedSvd, truncated_svd, truncated_svd_bytes};
+use lora_sb_kernels::{Cpu, DType, Error, Generator, Memory, Stream};
 use nalgebra::{DMatrix, SVD};
 
 /// Row-major elements with their sizes.
@@ -9,18 +9,20 @@ struct Matrix {
     m: usize,
     n: usize,
     values: Vec<f32>,
+    /// What it is handed over as.
+    dtype: DType,
 }
 
 impl Matrix {
     fn from_fn(m: usize, n: usize, mut element: impl FnMut(usize, usize) -> f64) -> Self {
         let values = (0..m * n).map(|index| element(index / n, index % n) as f32).collect();
-        Matrix { m, n, values }
+        Matrix { m, n, values, dtype: DType::F32 }
     }
 
     fn gaussian(m: usize, n: usize, seed: u64) -> Self {
         let mut values = vec![0.0; m * n];
         Generator::new(seed, Stream::Weights, 0).normal(1.0, &mut values);
-        Matrix { m, n, values }
+        Matrix { m, n, values, dtype: DType::F32 }
     }
 
     fn of(matrix: &DMatrix<f64>) -> Self {
@@ -30,6 +32,10 @@ impl Matrix {
     fn signs(mut self, scale: f32) -> Self {
         self.values.iter_mut().for_each(|value| *value = scale * value.signum());
         self
+    }
+
+    fn in_bf16(self) -> Self {
+        Matrix { dtype: DType::Bf16, ..self }
     }
 
     fn dense(&self) -> DMatrix<f64> {
@@ -77,7 +83,8 @@ fn iterated() -> SvdOptions {
 
 fn factors(matrix: &Matrix, rank: usize, threads: usize, seed: u64) -> Factors {
     let cpu = Cpu::new(threads).unwrap();
-    let tensor = cpu.from_f32(&matrix.values, &[matrix.m, matrix.n]).unwrap();
+    let mut tensor = cpu.empty_of(matrix.dtype, &[matrix.m, matrix.n]).unwrap();
+    cpu.write_f32(&mut tensor, &matrix.values).unwrap();
     let mut generator = Generator::new(seed, Stream::Svd, 0);
     let svd = truncated_svd(&cpu, &tensor, rank, &mut generator, &iterated()).unwrap();
     assert_eq!(svd.u.shape(), [matrix.m, rank]);
@@ -144,6 +151,35 @@ fn sign_matrices_of_gradients_reach_the_optimum() {
             assert_best("gradient signs", &matrix, rank);
         }
     }
+}
+
+/// Products of signs are exact in either type, so nothing changes but the order of sums.
+#[test]
+fn sign_matrices_held_as_bf16_reach_the_same_optimum() {
+    let sparse =
+        Matrix::from_fn(307, 211, |row, column| [0.0, 1.0, -1.0][(row * row + 5 * column) * 7 % 17 % 3]);
+    let gradient = |m, n, seed| Matrix::gradient(m, n, 0.5, seed).signs(-1.0);
+    for matrix in [gradient(233, 311, 14), gradient(311, 233, 15), sparse] {
+        let wide = factors(&matrix, 24, 2, 5);
+        let matrix = matrix.in_bf16();
+        let narrow = assert_best("signs as bf16", &matrix, 24);
+        let difference = (narrow.product() - wide.product()).norm() / wide.product().norm();
+        assert!(difference < 1e-3, "{difference}");
+    }
+    assert_best("small signs as bf16", &Matrix::gaussian(3, 64, 16).signs(1.0).in_bf16(), 2);
+}
+
+#[test]
+fn matrices_of_bf16_need_not_hold_signs() {
+    let rounded = |matrix: Matrix| {
+        let values =
+            matrix.values.iter().map(|value| f32::from_bits(value.to_bits() & 0xffff_0000)).collect();
+        Matrix { values, ..matrix }.in_bf16()
+    };
+    assert_best("bf16", &rounded(Matrix::gaussian(150, 400, 3)), 20);
+    let tiny = Matrix::gaussian(1009, 97, 5);
+    let values = tiny.values.iter().map(|value| value * 1e-12).collect();
+    assert_best("tiny bf16", &rounded(Matrix { values, ..tiny }), 5);
 }
 
 #[test]
@@ -319,6 +355,31 @@ fn moderate_sides_are_solved_to_f32() {
     for (found, exact_value) in svd.singular_values.iter().zip(&exact) {
         // f32 rounding of the factors and of the products they come from, relative to the largest value.
         assert!((f64::from(*found) - exact_value).abs() < 1e-5 * exact[0], "{found} {exact_value}");
+    }
+}
+
+#[test]
+fn the_memory_it_takes_is_known_before() {
+    for (m, n) in [(401, 1009), (1009, 401), (797, 797), (97, 1009), (211, 173)] {
+        for rank in [1, 24, 64] {
+            for matrix in
+                [Matrix::gradient(m, n, 1.0, 3), Matrix::gradient(m, n, 1.0, 3).signs(1.0).in_bf16()]
+            {
+                let (cpu, dtype, options) = (Cpu::new(2).unwrap(), matrix.dtype, SvdOptions::default());
+                let mut tensor = cpu.empty_of(dtype, &[m, n]).unwrap();
+                cpu.write_f32(&mut tensor, &matrix.values).unwrap();
+                let before = cpu.usage().live_bytes;
+                cpu.reset_peak();
+                truncated_svd(&cpu, &tensor, rank, &mut Generator::new(1, Stream::Svd, 0), &options).unwrap();
+                let found = cpu.usage().peak_bytes - before;
+                let known = truncated_svd_bytes(dtype, (m, n), rank, &options);
+                let ratio = known as f64 / found as f64;
+                assert!(
+                    (0.999..1.2).contains(&ratio),
+                    "{dtype} {m}x{n} r={rank}: {known} for {found}: {ratio:.3}"
+                );
+            }
+        }
     }
 }
 

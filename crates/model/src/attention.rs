@@ -1,9 +1,11 @@
 //! Self-attention: projections, norms of heads, rotation, attention over packed sequences, output projection.
-
-use std::borrow::Borrow;
+//!
+//! Behind the attention of the last block only some rows are read, R of T (see [`block`](crate::block)): the output
+//! projection computes no others, forward or backward.
 
 use lora_sb_kernels::{Accum, Segments, Tensor};
 
+use crate::linear::Operand;
 use crate::norm::NormSaved;
 use crate::{Gradients, LinearHook, Model, Norm, Projection, Result, SiteSaved};
 
@@ -57,48 +59,60 @@ struct RawHeads {
 }
 
 impl Model {
-    /// What the attention adds to the residual stream, `[T, D]`; n `[T, D]` is its input, positions `[T]`.
+    /// Queries, keys and values of the input n `[T, D]`, and what the queries see; positions `[T]`.
     pub(crate) fn attention(
         &self,
         layer: usize,
-        n: impl Borrow<Tensor>,
+        n: Operand<'_>,
         positions: &Tensor,
         attend: Attend<'_>,
         hook: &dyn LinearHook,
-    ) -> Result<(Tensor, AttentionSaved)> {
-        let ([q, k, v], projections) = self.linear_parts(layer, PARTS, n.borrow(), hook)?;
+    ) -> Result<AttentionSaved> {
+        let ([q, k, v], projections) = self.linear_parts(layer, PARTS, &n, hook)?;
         drop(n);
         let (q, raw_q) = self.heads(Norm::Query(layer), layer, q, positions)?; // [T, H*E]
         let (k, raw_k) = self.heads(Norm::Key(layer), layer, k, positions)?; // [T, G*E]
         let (o, lse) = attend(&q, &k, &v)?; // [T, H*E], [T, H]
         let (q, k) = (Heads::keep(q, raw_q), Heads::keep(k, raw_k));
-        let (y, output) = self.linear(Projection::Output.of(layer), &o, hook)?; // [T, D]
-        Ok((y, AttentionSaved { q, k, v, o, lse, projections, output }))
+        Ok(AttentionSaved { q, k, v, o, lse, projections, output: SiteSaved::default() })
     }
 
-    /// The gradient dn `[T, D]` of the input, where it is wanted, from dy `[T, D]`.
+    /// What the attention adds to the residual stream, f `[R, D]`, replaced, in the rows that are read.
+    pub(crate) fn attention_output(
+        &self,
+        layer: usize,
+        saved: &mut AttentionSaved,
+        rows: Option<&Tensor>,
+        f: &mut Tensor,
+        hook: &dyn LinearHook,
+    ) -> Result<()> {
+        let o = self.read_rows(rows, &saved.o)?; // [R, H*E]
+        saved.output = self.linear(Projection::Output.of(layer), &o, Accum::Replace, f, hook)?;
+        Ok(())
+    }
+
+    /// The gradient dn `[T, D]` of the input, where it is wanted, from df `[R, D]`, a product's operand.
     ///
     /// `n` gives the input again; it is called only if a trained part reads it.
-    pub(crate) fn attention_backward(
+    pub(crate) fn attention_backward<'x>(
         &self,
         layer: usize,
         saved: AttentionSaved,
-        n: impl FnOnce() -> Result<Tensor>,
+        n: impl FnOnce() -> Result<Operand<'x>>,
         (positions, segments): (&Tensor, &Segments),
-        dy: &Tensor,
+        rows: Option<&Tensor>,
+        df: Operand<'_>,
         wanted: bool,
         hook: &mut dyn LinearHook,
         gradients: &mut dyn Gradients,
     ) -> Result<Option<Tensor>> {
         let AttentionSaved { q, k, v, o, lse, projections, output } = saved;
-        let mut d_o = self.kernels.empty(o.shape())?; // [T, H*E]
-        let d_o_out = Some((&mut d_o, Accum::Replace));
-        self.linear_backward(Projection::Output.of(layer), output, Some(&o), dy, d_o_out, hook, gradients)?;
+        let d_o = self.output_backward(layer, output, rows, &o, df, hook, gradients)?; // [T, H*E]
 
         let (q, raw_q) = self.heads_again(Norm::Query(layer), layer, q, positions)?; // [T, H*E]
         let (k, raw_k) = self.heads_again(Norm::Key(layer), layer, k, positions)?; // [T, G*E]
-        let (mut dq, mut dk) = (self.kernels.empty(q.shape())?, self.kernels.empty(k.shape())?);
-        let mut dv = self.kernels.empty(v.shape())?; // [T, G*E], as dk; dq [T, H*E]
+        let (mut dq, mut dk) = (self.operand(q.shape())?, self.operand(k.shape())?);
+        let mut dv = self.operand(v.shape())?; // [T, G*E], as dk; dq [T, H*E]
         self.kernels.attention_backward(
             &self.config.attention_shape(layer),
             segments,
@@ -114,6 +128,29 @@ impl Model {
         self.linear_parts_backward(layer, PARTS, projections, n, [dq, dk, dv], wanted, hook, gradients)
     }
 
+    /// The gradient `[T, H*E]` of what the attention made, o `[T, H*E]`, from df `[R, D]`.
+    fn output_backward(
+        &self,
+        layer: usize,
+        saved: SiteSaved,
+        rows: Option<&Tensor>,
+        o: &Tensor,
+        df: Operand<'_>,
+        hook: &mut dyn LinearHook,
+        gradients: &mut dyn Gradients,
+    ) -> Result<Tensor> {
+        let site = Projection::Output.of(layer);
+        let input = match self.linear_needs_input(site, hook, gradients) {
+            true => Some(self.read_rows(rows, o)?), // [R, H*E]
+            false => None,
+        };
+        let mut d_few = self.operand(&[df.shape()[0], o.shape()[1]])?; // [R, H*E]
+        let out = Some((&mut d_few, Accum::Replace));
+        self.linear_backward(site, saved, input.as_deref(), &df, out, hook, gradients)?;
+        drop((input, df));
+        self.spread_rows(rows, d_few, o.shape()[0])
+    }
+
     /// o `[T, H*E]` and lse `[T, H]` of queries `[T, H*E]` over keys and values `[S, G*E]`.
     pub(crate) fn attend(
         &self,
@@ -124,7 +161,7 @@ impl Model {
         v: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
         let geometry = self.config.attention_shape(layer);
-        let mut o = self.kernels.empty(q.shape())?; // [T, H*E]
+        let mut o = self.operand(q.shape())?; // [T, H*E]
         let mut lse = self.kernels.empty(&[q.shape()[0], geometry.heads])?; // [T, H]
         self.kernels.attention(&geometry, segments, q, k, v, &mut o, &mut lse)?;
         Ok((o, lse))
@@ -144,7 +181,7 @@ impl Model {
             let shape = y.shape().to_vec();
             let e = self.config.head_dim;
             let x = y.reshape(&[shape[0] * shape[1] / e, e])?; // [T*H, E]
-            let (normed, norm) = self.norm(norm, &x)?; // [T*H, E]
+            let (normed, norm) = self.norm(norm, &x, self.dtype)?; // [T*H, E]
             y = normed.reshape(&shape)?;
             raw = Some(RawHeads { x, norm });
         }
@@ -188,7 +225,7 @@ impl Model {
         let Some(RawHeads { x, norm: saved }) = raw else { return Ok(dy) };
         let shape = dy.shape().to_vec();
         let dy = dy.reshape(x.shape())?; // [T*H, E]
-        let mut dx = self.kernels.empty(x.shape())?; // [T*H, E]
+        let mut dx = self.operand(x.shape())?; // [T*H, E]
         self.norm_backward(norm, &x, &saved, &dy, Accum::Replace, &mut dx, gradients)?;
         Ok(dx.reshape(&shape)?)
     }

@@ -1,7 +1,7 @@
 //! What comes before the first block: embedded tokens, with learned positions, token types and a norm where the
 //! model has them.
 
-use lora_sb_kernels::{Accum, Tensor};
+use lora_sb_kernels::{Accum, DType, Tensor};
 
 use crate::config::Positions;
 use crate::{Batch, Gradients, Model, Norm, Parameter, Result};
@@ -16,7 +16,7 @@ impl Model {
         self.check_positions(batch.longest)?;
         let x = self.embedded(batch)?; // [T, D]
         match self.weights.get(Parameter::Gain(Norm::Embedding)) {
-            Some(_) => Ok(self.norm(Norm::Embedding, &x)?.0),
+            Some(_) => Ok(self.norm(Norm::Embedding, &x, DType::F32)?.0),
             None => Ok(x),
         }
     }
@@ -81,7 +81,7 @@ impl Model {
     ) -> Result<()> {
         if self.weights.get(Parameter::Gain(Norm::Embedding)).is_some() {
             let x = self.embedded(batch)?; // [T, D], once more
-            let (y, saved) = self.norm(Norm::Embedding, &x)?;
+            let (y, saved) = self.norm(Norm::Embedding, &x, DType::F32)?;
             let mut d_embedded = y; // [T, D], overwritten
             let accum = Accum::Replace;
             self.norm_backward(Norm::Embedding, &x, &saved, &dx, accum, &mut d_embedded, gradients)?;

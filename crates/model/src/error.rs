@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use lora_sb_kernels::DType;
+
 /// What can go wrong between a directory on disk and a gradient.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -166,6 +168,18 @@ pub enum Error {
     Generation {
         /// The setting, the accepted range and what was found.
         message: String,
+    },
+    /// A hook reads a layer's input that it did not ask for.
+    #[error("block {layer}: a hook reads an input that its `needs_input` did not ask for")]
+    Dropped {
+        /// The block.
+        layer: usize,
+    },
+    /// A type that no model computes in.
+    #[error("dtype: expected f32 or bf16, found {found}")]
+    Compute {
+        /// What was asked for.
+        found: DType,
     },
     /// An operation failed.
     #[error(transparent)]

@@ -12,11 +12,15 @@ impl Model {
     /// 16 hexadecimal digits over the architecture, every tensor's name and shape, and some rows of each.
     ///
     /// A classification head is not among them, since it is trained with the adapter.
-    /// Values count, not their type: a model written again as f32 keeps its fingerprint.
+    /// Values count, not their type: a model written again as f32 keeps its fingerprint, and so does one whose weights
+    /// are rounded because it computes in `bf16`.
     ///
     /// # Errors
     /// Where the device fails to read a tensor.
     pub fn fingerprint(&self) -> Result<String> {
+        if let Some(known) = &self.fingerprint {
+            return Ok(known.clone());
+        }
         let mut hash = Fnv::new();
         let config = &self.config;
         hash.add(config.family.model_type().as_bytes());

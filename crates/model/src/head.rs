@@ -19,9 +19,8 @@ pub(crate) fn chunk_rows(vocab_size: usize) -> usize {
 }
 
 impl Model {
-    /// The loss of the labelled tokens or sequences, and the gradient `[T, D]` of what came in, x `[T, D]`.
-    ///
-    /// Only the rows from which something is predicted are read; all other rows of the gradient are zero.
+    /// The loss of the labelled tokens or sequences from the last block's output x `[N, D]`, and its gradient
+    /// `[N, D]`.
     ///
     /// # Errors
     /// Where the targets are not what the model predicts, or a label is not one of its own.
@@ -33,22 +32,14 @@ impl Model {
         wanted: InputGradient,
     ) -> Result<(f64, Option<Tensor>)> {
         self.check_targets(batch)?;
-        let (n, wanted) = (batch.labelled(), wanted == InputGradient::Wanted);
-        if n == 0 {
+        let wanted = wanted == InputGradient::Wanted;
+        if batch.labelled() == 0 {
             return Ok((0.0, if wanted { Some(self.kernels.zeros(x.shape())?) } else { None }));
         }
-        let shape = x.shape().to_vec(); // [T, D]
-        let mut rows = self.kernels.empty(&[n, shape[1]])?; // [N, D]
-        self.kernels.gather_rows(&batch.rows, &x, &mut rows)?;
-        drop(x);
-        let (loss, drows) = match &batch.labels {
-            Labels::Tokens(labels) => self.language_head(rows, labels, &batch.weights, gradients, wanted)?,
-            labels => self.classification_head(rows, labels, &batch.weights, gradients, wanted)?,
-        };
-        let Some(drows) = drows else { return Ok((loss, None)) };
-        let mut dx = self.kernels.empty(&shape)?; // [T, D]
-        self.kernels.scatter_rows(&batch.rows, &drows, &mut dx)?;
-        Ok((loss, Some(dx)))
+        match &batch.labels {
+            Labels::Tokens(labels) => self.language_head(x, labels, &batch.weights, gradients, wanted),
+            labels => self.classification_head(x, labels, &batch.weights, gradients, wanted),
+        }
     }
 
     /// Checks that the batch's targets are what the model predicts.
@@ -82,13 +73,13 @@ impl Model {
         let (y, norm) = self.final_norm(rows)?; // [N, D]
         let through_norm = norm.is_some() && self.norm_is_trained(Norm::Final, gradients);
         let mut dy = match wanted || through_norm {
-            true => Some(self.kernels.empty(y.shape())?), // [N, D]
+            true => Some(self.operand(y.shape())?), // [N, D]
             false => None,
         };
         let w = self.weights.required(Parameter::Head)?; // [V, D]
         let tied = self.config.tie_word_embeddings;
         let dw = gradients.of(if tied { Parameter::Embedding } else { Parameter::Head });
-        let (cap, chunk) = (self.logit_soft_cap(), chunk_rows(self.config.vocab_size));
+        let (cap, chunk) = (self.logit_soft_cap(), self.loss_chunk);
         let loss = self.kernels.cross_entropy(&y, w, labels, weights, cap, chunk, dy.as_mut(), dw)?;
         drop(y);
         let Some(dy) = dy else { return Ok((loss, None)) };
@@ -118,7 +109,7 @@ impl Model {
         if self.config.norm_placement == NormPlacement::Behind {
             return Ok((rows, None));
         }
-        let (y, saved) = self.norm(Norm::Final, &rows)?; // [N, D]
+        let (y, saved) = self.norm(Norm::Final, &rows, self.dtype)?; // [N, D]
         Ok((y, Some((rows, saved))))
     }
 

@@ -1,6 +1,6 @@
 //! Where a method of fine-tuning meets the model: a hook at each linear layer, and a place for gradients.
 
-use lora_sb_kernels::{Kernels, Result, Tensor};
+use lora_sb_kernels::{Accum, Extra, Kernels, Result, Tensor};
 
 use crate::{Parameter, Site};
 
@@ -9,15 +9,55 @@ use crate::{Parameter, Site};
 pub struct Layer<'a> {
     /// Which one it is.
     pub site: Site,
-    /// `[N, K]`, in its file's type.
+    /// `[N, K]`, in the type that the model holds it in.
     pub weight: &'a Tensor,
     /// `[N]`, in its file's type.
     pub bias: Option<&'a Tensor>,
 }
 
-/// What is done at each linear layer besides its own product. The model never learns which method it is.
+impl Layer<'_> {
+    /// `y (+)= x W^T + b`, and in the same pass the thin product `h B^T` of a `term` (h, B).
+    ///
+    /// x `[T, K]`, y `[T, N]`; h `[T, r]` of x's type, B `[N, r]`.
+    ///
+    /// # Errors
+    /// Where the shapes do not match or the device fails.
+    pub fn forward(
+        &self,
+        kernels: &dyn Kernels,
+        x: &Tensor,
+        term: Option<(&Tensor, &Tensor)>,
+        accum: Accum,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        kernels.linear_fused(x, self.weight, Extra { bias: self.bias, term }, accum, y)
+    }
+
+    /// `dx (+)= dy W`, and in the same pass the thin product `v A` of a `term` (v, A).
+    ///
+    /// dy `[T, N]`, dx `[T, K]`; v `[T, r]` of dy's type, A `[r, K]`.
+    ///
+    /// # Errors
+    /// As [`Layer::forward`].
+    pub fn input_gradient(
+        &self,
+        kernels: &dyn Kernels,
+        dy: &Tensor,
+        term: Option<(&Tensor, &Tensor)>,
+        accum: Accum,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        kernels.linear_input_gradient_fused(dy, self.weight, term, accum, dx)
+    }
+}
+
+/// What is done at each linear layer. The model never learns which method it is.
+///
+/// A hook computes the whole layer, so that what it adds can ride in the pass of the layer's own product:
+/// [`Layer::forward`] and [`Layer::input_gradient`]. Operands of products, x and dy, are of the type that the model
+/// computes in; results are of any.
 pub trait LinearHook {
-    /// Adds the hook's part to `y`, which already holds `x W^T` and the bias; x `[T, K]`, y `[T, N]`.
+    /// `y (+)= x W^T + b` and the hook's part; x `[T, K]`, y `[T, N]`.
     ///
     /// What the backward pass will want is returned, and handed back to it.
     fn forward(
@@ -25,16 +65,16 @@ pub trait LinearHook {
         kernels: &dyn Kernels,
         layer: Layer<'_>,
         x: &Tensor,
+        accum: Accum,
         y: &mut Tensor,
     ) -> Result<SiteSaved>;
 
     /// Whether [`LinearHook::backward`] wants `x`; the model then computes it again if it was not kept.
     fn needs_input(&self, site: Site) -> bool;
 
-    /// Adds the hook's part to `dx` and accumulates the hook's own gradients.
+    /// `dx (+)= dy W` and the hook's part of it, and the hook's own gradients.
     ///
-    /// dy `[T, N]`; x `[T, K]` where it is wanted; dx `[T, K]`, already holding `dy W`, absent where nothing
-    /// before this layer is trained.
+    /// dy `[T, N]`; x `[T, K]` where it is wanted; dx `[T, K]`, absent where nothing before this layer is trained.
     fn backward(
         &mut self,
         kernels: &dyn Kernels,
@@ -42,7 +82,7 @@ pub trait LinearHook {
         saved: SiteSaved,
         x: Option<&Tensor>,
         dy: &Tensor,
-        dx: Option<&mut Tensor>,
+        dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()>;
 }
 
@@ -50,12 +90,20 @@ pub trait LinearHook {
 #[derive(Debug, Default)]
 pub struct SiteSaved(pub Vec<Tensor>);
 
-/// The hook that does nothing: the model as it was loaded.
+/// The hook that adds nothing: the model as it was loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Frozen;
 
 impl LinearHook for Frozen {
-    fn forward(&self, _: &dyn Kernels, _: Layer<'_>, _: &Tensor, _: &mut Tensor) -> Result<SiteSaved> {
+    fn forward(
+        &self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        x: &Tensor,
+        accum: Accum,
+        y: &mut Tensor,
+    ) -> Result<SiteSaved> {
+        layer.forward(kernels, x, None, accum, y)?;
         Ok(SiteSaved::default())
     }
 
@@ -65,14 +113,17 @@ impl LinearHook for Frozen {
 
     fn backward(
         &mut self,
-        _: &dyn Kernels,
-        _: Layer<'_>,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
         _: SiteSaved,
         _: Option<&Tensor>,
-        _: &Tensor,
-        _: Option<&mut Tensor>,
+        dy: &Tensor,
+        dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
-        Ok(())
+        match dx {
+            Some((dx, accum)) => layer.input_gradient(kernels, dy, None, accum, dx),
+            None => Ok(()),
+        }
     }
 }
 
@@ -119,4 +170,17 @@ pub enum Recompute {
     None,
     /// The block's input alone; the block is run forward again, with the same bits, before its backward.
     Block,
+    /// So many blocks, from the first on, as in [`Recompute::Block`], and the others as in [`Recompute::None`].
+    First(usize),
+}
+
+impl Recompute {
+    /// How many of a model's `layers` blocks, from the first on, are run again.
+    pub fn blocks(self, layers: usize) -> usize {
+        match self {
+            Recompute::None => 0,
+            Recompute::Block => layers,
+            Recompute::First(blocks) => blocks.min(layers),
+        }
+    }
 }

@@ -3,6 +3,8 @@
 //! Query, key and value read one input, and so do gate and up. A model holds them apart, or as one weight whose
 //! rows follow one another ([`FUSED`]); what calls [`Model::linear_parts`] sees the same parts either way.
 
+use std::ops::Deref;
+
 use lora_sb_kernels::{Accum, Tensor};
 
 use crate::{Gradients, Layer, LinearHook, Model, Parameter, Projection, Result, Site, SiteSaved};
@@ -13,27 +15,62 @@ const FUSED: [(Projection, &[Projection]); 2] = [
     (Projection::GateUp, &[Projection::Gate, Projection::Up]),
 ];
 
+/// What a product reads; gone with its last reader where nobody else holds it.
+#[derive(Debug)]
+pub(crate) enum Operand<'x> {
+    Held(&'x Tensor),
+    Own(Tensor),
+}
+
+impl Deref for Operand<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Operand::Held(tensor) => tensor,
+            Operand::Own(tensor) => tensor,
+        }
+    }
+}
+
 impl Model {
     fn layer(&self, site: Site) -> Result<Layer<'_>> {
         let weight = self.weights.required(Parameter::Weight(site))?;
         Ok(Layer { site, weight, bias: self.weights.get(Parameter::Bias(site)) })
     }
 
-    /// `y = x W^T + b`, and the hook's part; x `[T, K]`, y `[T, N]`.
+    /// `y (+)= x W^T + b` and the hook's part; x `[T, K]`, y `[T, N]`.
     pub(crate) fn linear(
         &self,
         site: Site,
         x: &Tensor,
+        accum: Accum,
+        y: &mut Tensor,
         hook: &dyn LinearHook,
-    ) -> Result<(Tensor, SiteSaved)> {
-        let layer = self.layer(site)?;
-        let mut y = self.kernels.empty(&[x.shape()[0], layer.weight.shape()[0]])?; // [T, N]
-        self.kernels.linear(x, layer.weight, 1.0, Accum::Replace, &mut y)?;
-        if let Some(b) = layer.bias {
-            self.kernels.bias(b, &mut y)?;
+    ) -> Result<SiteSaved> {
+        Ok(hook.forward(&*self.kernels, self.layer(site)?, x, accum, y)?)
+    }
+
+    /// A new tensor of the type that products read and activations are held in.
+    pub(crate) fn operand(&self, shape: &[usize]) -> Result<Tensor> {
+        Ok(self.kernels.empty_of(self.dtype, shape)?)
+    }
+
+    /// x as products read it: rounded once for all that read it, where it is not of that type already.
+    pub(crate) fn as_operand<'x>(&self, x: &'x Tensor) -> Result<Operand<'x>> {
+        if x.dtype() == self.dtype {
+            return Ok(Operand::Held(x));
         }
-        let saved = hook.forward(&*self.kernels, layer, x, &mut y)?;
-        Ok((y, saved))
+        let mut rounded = self.operand(x.shape())?;
+        self.kernels.cast(x, &mut rounded)?;
+        Ok(Operand::Own(rounded))
+    }
+
+    /// A copy of x.
+    pub(crate) fn copied(&self, x: &Tensor) -> Result<Tensor> {
+        let mut copy = self.kernels.empty_of(x.dtype(), x.shape())?;
+        self.kernels.cast(x, &mut copy)?;
+        Ok(copy)
     }
 
     /// Whether [`Model::linear_backward`] reads the layer's input.
@@ -44,6 +81,17 @@ impl Model {
         gradients: &mut dyn Gradients,
     ) -> bool {
         hook.needs_input(site) || gradients.of(Parameter::Weight(site)).is_some()
+    }
+
+    /// Whether the backward of a layer that reads the block's input, where no norm stands before it, asks for it.
+    pub(crate) fn block_reads_input(
+        &self,
+        layer: usize,
+        hook: &dyn LinearHook,
+        gradients: &mut dyn Gradients,
+    ) -> bool {
+        let parts = [Projection::Query, Projection::Key, Projection::Value, Projection::QueryKeyValue];
+        parts.into_iter().any(|part| self.linear_needs_input(part.of(layer), hook, gradients))
     }
 
     /// `dx (+)= dy W`, `dW += dy^T x`, `db += sum over t of dy`, and the hook's parts.
@@ -60,11 +108,6 @@ impl Model {
         gradients: &mut dyn Gradients,
     ) -> Result<()> {
         let layer = self.layer(site)?;
-        let mut hook_dx = None;
-        if let Some((dx, accum)) = dx {
-            self.kernels.linear_input_gradient(dy, layer.weight, 1.0, accum, dx)?;
-            hook_dx = Some(dx);
-        }
         if let (Some(x), Some(dw)) = (x, gradients.of(Parameter::Weight(site))) {
             self.kernels.linear_weight_gradient(dy, x, 1.0, Accum::Add, dw)?;
         }
@@ -73,7 +116,7 @@ impl Model {
         {
             self.kernels.bias_gradient(dy, db)?;
         }
-        Ok(hook.backward(&*self.kernels, layer, saved, x, dy, hook_dx)?)
+        Ok(hook.backward(&*self.kernels, layer, saved, x, dy, dx)?)
     }
 
     /// What the layers `parts` make of x `[T, K]`, `[T, N]` each, and what they saved: one entry for each, or one
@@ -85,17 +128,22 @@ impl Model {
         x: &Tensor,
         hook: &dyn LinearHook,
     ) -> Result<([Tensor; P], Vec<SiteSaved>)> {
+        let made = |part: Projection| -> Result<(Tensor, SiteSaved)> {
+            let site = part.of(layer);
+            let mut y = self.operand(&[x.shape()[0], self.config.site_shape(site).0])?; // [T, N]
+            let saved = self.linear(site, x, Accum::Replace, &mut y, hook)?;
+            Ok((y, saved))
+        };
         let Some(fused) = self.fused(&parts) else {
-            let made: Vec<_> =
-                parts.iter().map(|part| self.linear(part.of(layer), x, hook)).collect::<Result<_>>()?;
+            let made: Vec<_> = parts.into_iter().map(made).collect::<Result<_>>()?;
             let (ys, saved): (Vec<Tensor>, _) = made.into_iter().unzip();
             return Ok((array(ys), saved));
         };
-        let (y, saved) = self.linear(fused.of(layer), x, hook)?; // [T, W], W the sum of all N
+        let (y, saved) = made(fused)?; // [T, W], W the sum of all N
         let (mut ys, mut from) = (Vec::with_capacity(P), 0);
         for part in parts {
             let n = self.config.site_shape(part.of(layer)).0;
-            let mut part = self.kernels.empty(&[x.shape()[0], n])?; // [T, N]
+            let mut part = self.operand(&[x.shape()[0], n])?; // [T, N]
             self.kernels.take_columns(&y, from, &mut part)?;
             ys.push(part);
             from += n;
@@ -106,12 +154,12 @@ impl Model {
     /// The gradient dx `[T, K]` of the layers' input, where it is wanted: `dx = sum over the parts of dy W`.
     ///
     /// dys `[T, N]` each; `x` gives the input again and is called only if a trained part reads it.
-    pub(crate) fn linear_parts_backward<const P: usize>(
+    pub(crate) fn linear_parts_backward<'x, const P: usize>(
         &self,
         layer: usize,
         parts: [Projection; P],
         saved: Vec<SiteSaved>,
-        x: impl FnOnce() -> Result<Tensor>,
+        x: impl FnOnce() -> Result<Operand<'x>>,
         dys: [Tensor; P],
         wanted: bool,
         hook: &mut dyn LinearHook,
@@ -126,11 +174,11 @@ impl Model {
         let read = sites.iter().any(|&site| self.linear_needs_input(site, hook, gradients));
         let x = if read { Some(x()?) } else { None }; // [T, K]
         let k = self.config.site_shape(sites[0]).1;
-        let mut dx = if wanted { Some(self.kernels.empty(&[tokens, k])?) } else { None }; // [T, K]
+        let mut dx = if wanted { Some(self.operand(&[tokens, k])?) } else { None }; // [T, K]
         let mut accum = Accum::Replace;
         for ((site, saved), dy) in sites.into_iter().zip(saved).zip(dys) {
             let dx = dx.as_mut().map(|dx| (dx, accum));
-            self.linear_backward(site, saved, x.as_ref(), &dy, dx, hook, gradients)?;
+            self.linear_backward(site, saved, x.as_deref(), &dy, dx, hook, gradients)?;
             accum = Accum::Add;
         }
         Ok(dx)
@@ -139,7 +187,7 @@ impl Model {
     /// The parts `[T, N]` side by side, `[T, W]`.
     fn join_columns<const P: usize>(&self, parts: [Tensor; P]) -> Result<Tensor> {
         let width = parts.iter().map(|part| part.shape()[1]).sum();
-        let mut whole = self.kernels.empty(&[parts[0].shape()[0], width])?; // [T, W]
+        let mut whole = self.operand(&[parts[0].shape()[0], width])?; // [T, W]
         let mut from = 0;
         for part in parts {
             self.kernels.put_columns(&part, from, &mut whole)?;

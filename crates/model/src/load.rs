@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use lora_sb_kernels::{Kernels, SharedBytes, Tensor};
+use lora_sb_kernels::{DType, Kernels, SharedBytes, Tensor};
 use serde_json::Value;
 
 use crate::weight_file::{WeightFile, WeightView};
@@ -15,7 +15,7 @@ pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";
 pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// What is decided when a model is read, besides what its files say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// The task of an encoder's head, where it is not the one of `config.json`; a decoder's is
     /// [`Task::LanguageModel`].
@@ -24,6 +24,14 @@ pub struct LoadOptions {
     pub seed: u64,
     /// What becomes of a classification head of another number of labels.
     pub mismatched: Mismatched,
+    /// What the model computes in, `f32` or `bf16`; see [`Model::set_dtype`](crate::Model::set_dtype).
+    pub dtype: DType,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { task: None, seed: 0, mismatched: Mismatched::default(), dtype: DType::F32 }
+    }
 }
 
 /// What becomes of a layer in the files whose number of labels is not the task's.
@@ -180,7 +188,7 @@ impl Shelf {
         let mut warnings = self.unused(config);
         warnings.extend(self.untied(config)?);
         warnings.extend(drawn.sentence(&self.searched));
-        Ok((Weights::new(config, tensors), warnings))
+        Ok((Weights::new(config, tensors, storage), warnings))
     }
 
     /// A tensor under any of its names, as it lies in its file.
@@ -200,6 +208,15 @@ impl Shelf {
             });
         }
         Ok(None)
+    }
+
+    /// Gives back the memory of a parameter's bytes, as far as it is only a copy of a file's; they can be read again.
+    pub(crate) fn release(&self, config: &Config, parameter: Parameter) {
+        for name in config.family.names().spellings(parameter) {
+            if let Some(file) = self.file_of(&name) {
+                return file.release(&name);
+            }
+        }
     }
 
     fn file_of(&self, name: &str) -> Option<&WeightFile> {

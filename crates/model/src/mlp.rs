@@ -1,10 +1,9 @@
 //! The feed-forward layer: gate and up, or up alone, activation, down.
 
-use std::borrow::Borrow;
-
 use lora_sb_kernels::{Accum, Activation, Tensor};
 
 use crate::config::FeedForward;
+use crate::linear::Operand;
 use crate::{Gradients, LinearHook, Model, Projection, Result, SiteSaved};
 
 /// The layers that read the sub-layer's input, where a gate is among them and where not.
@@ -28,33 +27,36 @@ enum Hidden {
 }
 
 impl Model {
-    /// What the feed-forward layer adds to the residual stream, `[T, D]`; n `[T, D]` is its input.
+    /// What the feed-forward layer adds to the residual stream, f `[T, D]`: replaced, or added to; n `[T, D]` is its
+    /// input. `f` is called when the layer's own largest tensors are there.
     pub(crate) fn feed_forward(
         &self,
         layer: usize,
-        n: impl Borrow<Tensor>,
+        n: Operand<'_>,
+        (f, accum): (impl FnOnce() -> Result<Tensor>, Accum),
         hook: &dyn LinearHook,
     ) -> Result<(Tensor, FeedForwardSaved)> {
         let (hidden, projections) = match self.config.feed_forward {
             FeedForward::Gated(activation) => {
-                let (parts, saved) = self.linear_parts(layer, GATED, n.borrow(), hook)?;
+                let (parts, saved) = self.linear_parts(layer, GATED, &n, hook)?;
                 (Hidden::Gated(activation, parts), saved)
             }
             FeedForward::Plain(activation) => {
-                let (parts, saved) = self.linear_parts(layer, PLAIN, n.borrow(), hook)?;
+                let (parts, saved) = self.linear_parts(layer, PLAIN, &n, hook)?;
                 (Hidden::Plain(activation, parts), saved)
             }
         };
         drop(n);
         let h = self.activated(&hidden)?; // [T, F]
-        let (y, down) = self.linear(Projection::Down.of(layer), &h, hook)?; // [T, D]
-        Ok((y, FeedForwardSaved { hidden, projections, down }))
+        let mut f = f()?; // [T, D]
+        let down = self.linear(Projection::Down.of(layer), &h, accum, &mut f, hook)?;
+        Ok((f, FeedForwardSaved { hidden, projections, down }))
     }
 
     /// `h = act(gate) * up`, or `h = act(up)`; all `[T, F]`.
     fn activated(&self, hidden: &Hidden) -> Result<Tensor> {
         let (Hidden::Gated(_, [x, ..]) | Hidden::Plain(_, [x])) = hidden;
-        let mut h = self.kernels.empty(x.shape())?; // [T, F]
+        let mut h = self.operand(x.shape())?; // [T, F]
         match hidden {
             Hidden::Gated(activation, [gate, up]) => {
                 self.kernels.gated_activation(*activation, gate, up, &mut h)?;
@@ -64,15 +66,15 @@ impl Model {
         Ok(h)
     }
 
-    /// The gradient dn `[T, D]` of the input from dy `[T, D]`.
+    /// The gradient dn `[T, D]` of the input from df `[T, D]`, a product's operand.
     ///
     /// `n` gives the input again; it is called only if a trained part reads it.
-    pub(crate) fn feed_forward_backward(
+    pub(crate) fn feed_forward_backward<'x>(
         &self,
         layer: usize,
         saved: FeedForwardSaved,
-        n: impl FnOnce() -> Result<Tensor>,
-        dy: &Tensor,
+        n: impl FnOnce() -> Result<Operand<'x>>,
+        df: Operand<'_>,
         hook: &mut dyn LinearHook,
         gradients: &mut dyn Gradients,
     ) -> Result<Tensor> {
@@ -82,10 +84,10 @@ impl Model {
             true => Some(self.activated(&hidden)?), // [T, F]
             false => None,
         };
-        let mut dh = self.kernels.empty(&[dy.shape()[0], self.config.intermediate_size])?; // [T, F]
+        let mut dh = self.operand(&[df.shape()[0], self.config.intermediate_size])?; // [T, F]
         let dh_out = Some((&mut dh, Accum::Replace));
-        self.linear_backward(site, down, h.as_ref(), dy, dh_out, hook, gradients)?;
-        drop(h);
+        self.linear_backward(site, down, h.as_ref(), &df, dh_out, hook, gradients)?;
+        drop((h, df));
         // The tensors of `hidden` are overwritten by their gradients.
         let dn = match hidden {
             Hidden::Gated(activation, [mut gate, mut up]) => {

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lora_sb_kernels::{Kernels, RopeTable, SharedBytes, Tensor};
+use lora_sb_kernels::{DType, Kernels, RopeTable, SharedBytes, Tensor};
 
 use crate::config::{Positions, Rotation, Task};
+use crate::head;
 use crate::load::{self, LoadOptions, Shelf};
 use crate::weights::{Storage, Weights};
 use crate::{
@@ -26,6 +27,12 @@ pub struct Model {
     pub(crate) ropes: Vec<RopeTable>,
     /// The directory it was read from, whose tokenizer files are copied when it is saved.
     pub(crate) source: Option<PathBuf>,
+    /// What products of activations are computed in.
+    pub(crate) dtype: DType,
+    /// Rows of logits that exist at a time in the loss.
+    pub(crate) loss_chunk: usize,
+    /// Of the weights as they were read, where they have been rounded since.
+    pub(crate) fingerprint: Option<String>,
     warnings: Vec<String>,
 }
 
@@ -51,8 +58,11 @@ impl Model {
         options: LoadOptions,
     ) -> Result<Model> {
         let config = options.applied_to(load::config(dir)?)?;
-        let (weights, warnings) = Shelf::open(dir)?.weights(&config, &*kernels, storage, options)?;
-        Model::new(config, kernels, weights, Some(dir.to_path_buf()), warnings)
+        let shelf = Shelf::open(dir)?;
+        let (weights, warnings) = shelf.weights(&config, &*kernels, storage, options)?;
+        let mut model = Model::new(config, kernels, weights, Some(dir.to_path_buf()), warnings)?;
+        model.compute_in(options.dtype, &|config, parameter| shelf.release(config, parameter))?;
+        Ok(model)
     }
 
     /// The same from a `config.json` and whole safetensors files in memory.
@@ -90,7 +100,9 @@ impl Model {
     ) -> Result<Model> {
         let positions = config.max_position_embeddings.min(FIRST_POSITIONS);
         let ropes = rope_tables(&config, &*kernels, positions)?;
-        Ok(Model { config, kernels, weights, ropes, source, warnings })
+        let loss_chunk = head::chunk_rows(config.vocab_size);
+        let (dtype, fingerprint) = (DType::F32, None);
+        Ok(Model { config, kernels, weights, ropes, source, dtype, loss_chunk, fingerprint, warnings })
     }
 
     /// The architecture.
@@ -101,6 +113,51 @@ impl Model {
     /// The device.
     pub fn kernels(&self) -> &Arc<dyn Kernels> {
         &self.kernels
+    }
+
+    /// What activations are held and multiplied in: `f32`, or `bf16` with `f32` sums. The residual stream, norms'
+    /// statistics and everything that is trained are `f32` in any case.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Computes in `f32` or `bf16` from now on.
+    ///
+    /// A frozen model that computes in `bf16` holds its matrices rounded to it, and keeps them so; its
+    /// [fingerprint](Model::fingerprint) stays that of what was read. One that can be trained keeps them in `f32`, and
+    /// they are rounded as they are read. A directory is better loaded with [`LoadOptions::dtype`], which gives back
+    /// the memory of the file's own pages as the copies are made.
+    ///
+    /// # Errors
+    /// Where the type is another one, or the device has no memory for the rounded matrices.
+    pub fn set_dtype(&mut self, dtype: DType) -> Result<()> {
+        self.compute_in(dtype, &|_, _| ())
+    }
+
+    /// The same; `release` is told of each parameter whose copy is made.
+    fn compute_in(&mut self, dtype: DType, release: &dyn Fn(&Config, Parameter)) -> Result<()> {
+        if !matches!(dtype, DType::F32 | DType::Bf16) {
+            return Err(Error::Compute { found: dtype });
+        }
+        let to_be_rounded = match dtype {
+            DType::Bf16 => self.weights.to_be_rounded(&self.config),
+            _ => Vec::new(),
+        };
+        if !to_be_rounded.is_empty() {
+            self.fingerprint = Some(self.fingerprint()?);
+        }
+        for parameter in to_be_rounded {
+            self.weights.round(&*self.kernels, parameter)?;
+            release(&self.config, parameter);
+        }
+        self.dtype = dtype;
+        Ok(())
+    }
+
+    /// Lets so many rows of logits exist at a time in the loss, at least 1. A model begins with as many as take 32
+    /// MiB.
+    pub fn set_loss_chunk(&mut self, rows: usize) {
+        self.loss_chunk = rows.max(1);
     }
 
     /// The directory that it was read from.
@@ -179,7 +236,7 @@ impl Model {
         if batch.labelled() == 0 {
             return Ok(0.0);
         }
-        let x = self.hidden(batch, hook)?;
+        let x = self.hidden(batch, Some(&batch.rows), hook)?; // [N, D]
         let (loss, _) = self.head(x, batch, &mut NoGradients, InputGradient::Unwanted)?;
         Ok(loss)
     }
@@ -190,21 +247,20 @@ impl Model {
     /// # Errors
     /// As [`Model::loss`].
     pub fn logits(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<Tensor> {
-        let x = self.hidden(batch, hook)?;
         if self.config.task == Task::LanguageModel {
-            return self.project(x);
+            return self.project(self.hidden(batch, None, hook)?);
         }
         let first: Vec<u32> = batch.segments.iter().map(|(tokens, _)| tokens.start as u32).collect();
-        let mut rows = self.kernels.empty(&[first.len(), self.config.hidden_size])?; // [sequences, D]
-        self.kernels.gather_rows(&self.kernels.from_u32(&first, &[first.len()])?, &x, &mut rows)?;
-        self.project(rows)
+        let first = self.kernels.from_u32(&first, &[first.len()])?;
+        self.project(self.hidden(batch, Some(&first), hook)?)
     }
 
-    /// The residual stream behind the last block, `[T, D]`.
-    fn hidden(&self, batch: &Batch, hook: &dyn LinearHook) -> Result<Tensor> {
+    /// The residual stream behind the last block, in the rows `[R]` that are read: `[R, D]`.
+    fn hidden(&self, batch: &Batch, rows: Option<&Tensor>, hook: &dyn LinearHook) -> Result<Tensor> {
         let mut x = self.embed(batch)?;
         for layer in 0..self.config.num_hidden_layers {
-            (x, _) = self.block_forward(layer, x, batch, hook)?;
+            let rows = rows.and_then(|rows| self.read_behind(layer, rows));
+            (x, _) = self.block_of_batch(layer, x, batch, rows, hook)?;
         }
         Ok(x)
     }
@@ -227,12 +283,18 @@ impl Model {
             return Ok(0.0);
         }
         let mut x = self.embed(batch)?;
+        let again = recompute.blocks(self.config.num_hidden_layers);
         let mut kept = Vec::with_capacity(self.config.num_hidden_layers);
         for layer in 0..self.config.num_hidden_layers {
-            let (y, saved) = self.block_forward(layer, x, batch, hook)?;
-            kept.push(match recompute {
-                Recompute::None => Kept::All(saved),
-                Recompute::Block => Kept::Input(saved.into_input()),
+            let (y, mut saved) = self.block_forward(layer, x, batch, hook)?;
+            kept.push(match layer < again {
+                true => Kept::Input(saved.into_input()),
+                false => {
+                    if !self.block_reads_input(layer, hook, gradients) {
+                        saved.forget_input();
+                    }
+                    Kept::All(saved)
+                }
             });
             x = y;
         }

@@ -1,6 +1,6 @@
 //! Norms: of the residual stream `[T, D]`, and of each head's query and key `[T, H*E]`.
 
-use lora_sb_kernels::{Accum, RmsGain, Tensor};
+use lora_sb_kernels::{Accum, DType, RmsGain, Tensor};
 
 use crate::config::NormKind;
 use crate::{Gradients, Model, Norm, Parameter, Result};
@@ -12,6 +12,14 @@ pub(crate) enum NormSaved {
     Rms { gain: RmsGain, rstd: Tensor },
     /// The mean, and the reciprocal of the standard deviation.
     Layer { mean: Tensor, rstd: Tensor },
+}
+
+/// What is normed.
+enum Normed<'a> {
+    /// x `[T, D]`.
+    Plain(&'a Tensor),
+    /// f and x `[T, D]`, after `x += f`.
+    Sum(&'a Tensor, &'a mut Tensor),
 }
 
 impl Model {
@@ -27,21 +35,46 @@ impl Model {
         [Parameter::Gain(norm), Parameter::Shift(norm)].into_iter().any(|p| gradients.of(p).is_some())
     }
 
-    /// `y = gain * x * rstd`, or `y = gain * (x - mean) * rstd + shift`; x and y `[T, D]`.
-    pub(crate) fn norm(&self, norm: Norm, x: &Tensor) -> Result<(Tensor, NormSaved)> {
-        let gain = self.weights.required(Parameter::Gain(norm))?; // [D]
-        let eps = self.config.norm_eps as f32;
-        let mut y = self.kernels.empty(x.shape())?; // [T, D]
-        let mut rstd = self.kernels.empty(&x.shape()[..1])?; // [T]
+    /// `y = gain * x * rstd`, or `y = gain * (x - mean) * rstd + shift`; x and y `[T, D]`, y of type `dtype`.
+    pub(crate) fn norm(&self, norm: Norm, x: &Tensor, dtype: DType) -> Result<(Tensor, NormSaved)> {
+        self.normed(norm, Normed::Plain(x), dtype)
+    }
+
+    /// `x += f`, and in the same pass the norm of that; all `[T, D]`.
+    pub(crate) fn add_norm(
+        &self,
+        norm: Norm,
+        f: &Tensor,
+        x: &mut Tensor,
+        dtype: DType,
+    ) -> Result<(Tensor, NormSaved)> {
+        self.normed(norm, Normed::Sum(f, x), dtype)
+    }
+
+    fn normed(&self, norm: Norm, x: Normed<'_>, dtype: DType) -> Result<(Tensor, NormSaved)> {
+        let kernels = &self.kernels;
+        let (gain, eps) = (self.weights.required(Parameter::Gain(norm))?, self.config.norm_eps as f32); // [D]
+        let (Normed::Plain(&ref of) | Normed::Sum(_, &mut ref of)) = x;
+        let mut y = kernels.empty_of(dtype, of.shape())?; // [T, D]
+        let mut rstd = kernels.empty(&of.shape()[..1])?; // [T]
         let saved = match self.norm_kind(norm) {
             NormKind::Rms(kind) => {
-                self.kernels.rms_norm(x, gain, kind, eps, &mut y, &mut rstd)?;
+                match x {
+                    Normed::Plain(x) => kernels.rms_norm(x, gain, kind, eps, &mut y, &mut rstd)?,
+                    Normed::Sum(f, x) => kernels.add_rms_norm(f, x, gain, kind, eps, &mut y, &mut rstd)?,
+                }
                 NormSaved::Rms { gain: kind, rstd }
             }
             NormKind::Layer => {
                 let shift = self.weights.required(Parameter::Shift(norm))?; // [D]
-                let mut mean = self.kernels.empty(&x.shape()[..1])?; // [T]
-                self.kernels.layer_norm(x, gain, shift, eps, &mut y, &mut mean, &mut rstd)?;
+                let mut mean = kernels.empty(rstd.shape())?; // [T]
+                let (y, mean_out, rstd_out) = (&mut y, &mut mean, &mut rstd);
+                match x {
+                    Normed::Plain(x) => kernels.layer_norm(x, gain, shift, eps, y, mean_out, rstd_out)?,
+                    Normed::Sum(f, x) => {
+                        kernels.add_layer_norm(f, x, gain, shift, eps, y, mean_out, rstd_out)?;
+                    }
+                }
                 NormSaved::Layer { mean, rstd }
             }
         };

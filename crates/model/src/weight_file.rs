@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use lora_sb_kernels::{DType, SharedBytes};
+use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
@@ -31,11 +34,17 @@ pub struct WeightFile {
 
 /// The owner that every tensor's bytes share.
 #[derive(Debug)]
-struct Whole(SharedBytes);
+enum Whole {
+    Mapped(Mmap),
+    Shared(SharedBytes),
+}
 
 impl AsRef<[u8]> for Whole {
     fn as_ref(&self) -> &[u8] {
-        self.0.bytes()
+        match self {
+            Whole::Mapped(map) => map,
+            Whole::Shared(shared) => shared.bytes(),
+        }
     }
 }
 
@@ -60,9 +69,8 @@ impl WeightFile {
         #[expect(unsafe_code, reason = "a memory map is shared with whoever may write the file")]
         // SAFETY: undefined only where another program changes the file under the map. Whole files are
         // replaced by renaming, here as in the tools that write models, which leaves the mapped one as it is.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| Error::io(path, error))?;
-        let length = map.len();
-        WeightFile::from_bytes(SharedBytes::new(Arc::new(map), 0..length)?, path.display().to_string())
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(path, error))?;
+        WeightFile::of(Whole::Mapped(map), path.display().to_string())
     }
 
     /// A whole file in memory; `name` stands for it in messages.
@@ -70,12 +78,16 @@ impl WeightFile {
     /// # Errors
     /// Where the bytes are truncated or not in the format.
     pub fn from_bytes(bytes: SharedBytes, name: String) -> Result<WeightFile> {
-        match SafeTensors::read_metadata(bytes.bytes()) {
+        WeightFile::of(Whole::Shared(bytes), name)
+    }
+
+    fn of(whole: Whole, name: String) -> Result<WeightFile> {
+        match SafeTensors::read_metadata(whole.as_ref()) {
             Ok((length, header)) => {
-                Ok(WeightFile { name, whole: Arc::new(Whole(bytes)), data: LENGTH_BYTES + length, header })
+                Ok(WeightFile { name, whole: Arc::new(whole), data: LENGTH_BYTES + length, header })
             }
             Err(error) => {
-                let message = damage(bytes.bytes()).unwrap_or_else(|| error.to_string());
+                let message = damage(whole.as_ref()).unwrap_or_else(|| error.to_string());
                 Err(Error::WeightFile { file: name, message })
             }
         }
@@ -116,6 +128,28 @@ impl WeightFile {
         let bytes = SharedBytes::new(whole, self.data + start..self.data + end)?;
         Ok(Some(WeightView { dtype, shape: info.shape.clone(), bytes }))
     }
+}
+
+#[cfg(unix)]
+impl WeightFile {
+    /// Gives the pages of a mapped tensor back to the system; who reads it again reads them from the file.
+    pub(crate) fn release(&self, name: &str) {
+        let (Whole::Mapped(map), Some(info)) = (&*self.whole, self.header.info(name)) else { return };
+        let (start, end) = info.data_offsets;
+        #[expect(unsafe_code, reason = "pages of a memory map are dropped")]
+        // SAFETY: dropping pages changes what a map holds only where it was written to; this one is read-only and
+        // backed by its file.
+        let dropped =
+            unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.data + start, end - start) };
+        // It is advice: where the system takes none, the pages stay until it needs them.
+        drop(dropped);
+    }
+}
+
+#[cfg(not(unix))]
+impl WeightFile {
+    /// Pages stay until the system needs them.
+    pub(crate) fn release(&self, _: &str) {}
 }
 
 impl WeightView {

@@ -8,6 +8,7 @@ use lora_sb_kernels::{DType, Generator, Kernels, RmsGain, SharedBytes, Stream, T
 use rayon::prelude::*;
 
 use crate::config::NormKind;
+use crate::memory::rounded;
 use crate::{Config, Error, Parameter, Result};
 
 /// How a model's tensors are held.
@@ -24,12 +25,32 @@ pub enum Storage {
 pub(crate) struct Weights {
     tensors: BTreeMap<Parameter, Tensor>,
     tied: bool,
+    storage: Storage,
 }
 
 impl Weights {
-    pub(crate) fn new(config: &Config, tensors: BTreeMap<Parameter, Tensor>) -> Self {
+    pub(crate) fn new(config: &Config, tensors: BTreeMap<Parameter, Tensor>, storage: Storage) -> Self {
         debug_assert!(config.parameters().iter().all(|parameter| tensors.contains_key(parameter)));
-        Weights { tensors, tied: config.tie_word_embeddings }
+        Weights { tensors, tied: config.tie_word_embeddings, storage }
+    }
+
+    /// The frozen parameters that a model which computes in `bf16` holds rounded, as long as they are not of that
+    /// type.
+    pub(crate) fn to_be_rounded(&self, config: &Config) -> Vec<Parameter> {
+        let frozen = self.storage == Storage::Mapped;
+        let of_another_type = |(&parameter, tensor): (&Parameter, &Tensor)| {
+            (frozen && rounded(config, parameter) && tensor.dtype() != DType::Bf16).then_some(parameter)
+        };
+        self.tensors.iter().filter_map(of_another_type).collect()
+    }
+
+    /// Puts a parameter's `bf16` copy in its place.
+    pub(crate) fn round(&mut self, kernels: &dyn Kernels, parameter: Parameter) -> Result<()> {
+        let Some(tensor) = self.tensors.get_mut(&parameter) else { return Ok(()) };
+        let mut rounded = kernels.empty_of(DType::Bf16, tensor.shape())?;
+        kernels.cast(tensor, &mut rounded)?;
+        *tensor = rounded;
+        Ok(())
     }
 
     /// Every tensor as [`fresh`] makes it; a classification head can always be trained.
@@ -41,10 +62,10 @@ impl Weights {
     ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (index, parameter) in config.parameters().into_iter().enumerate() {
-            let storage = if parameter.of_classification() { Storage::Trainable } else { storage };
-            tensors.insert(parameter, fresh(config, kernels, parameter, (seed, index as u64), storage)?);
+            let held = if parameter.of_classification() { Storage::Trainable } else { storage };
+            tensors.insert(parameter, fresh(config, kernels, parameter, (seed, index as u64), held)?);
         }
-        Ok(Weights::new(config, tensors))
+        Ok(Weights::new(config, tensors, storage))
     }
 
     fn key(&self, parameter: Parameter) -> Parameter {

@@ -6,9 +6,9 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use lora_sb_kernels::{Generator, Stream};
-use lora_sb_model::{Decoder, Frozen, Generation, Next, Recompute, Sampling, Storage, generate};
-use support::golden::Golden;
+use lora_sb_kernels::{DType, Generator, Stream};
+use lora_sb_model::{Decoder, Frozen, Generation, Model, Next, Recompute, Sampling, Storage, Task, generate};
+use support::golden::{Golden, Inputs};
 use support::{host, largest, largest_difference, values, zeros};
 
 /// The tests of each family.
@@ -24,29 +24,99 @@ macro_rules! families {
 }
 
 families! {
-    llama: logits_and_loss, gradients, generation;
-    mistral: logits_and_loss, gradients, generation;
-    qwen2: logits_and_loss, gradients, generation;
-    qwen3: logits_and_loss, gradients, generation;
-    gemma2: logits_and_loss, gradients, generation;
-    gemma3_text: logits_and_loss, gradients, generation;
-    phi3: logits_and_loss, gradients, generation;
-    bert_cls: logits_and_loss, gradients;
-    roberta_cls: logits_and_loss, gradients;
-    roberta_reg: logits_and_loss, gradients;
+    llama: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    mistral: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    qwen2: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    qwen3: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    gemma2: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    gemma3_text: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    phi3: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16, generation;
+    bert_cls: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16;
+    roberta_cls: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16;
+    roberta_reg: logits_and_loss, gradients, logits_and_loss_in_bf16, gradients_in_bf16;
 }
+
+/// How far numbers may be from transformers'.
+#[derive(Clone, Copy)]
+struct Tolerances {
+    /// Of logits, absolute.
+    logits: f64,
+    loss: f64,
+    /// Of gradients, relative to their tensor's largest.
+    gradients: f64,
+}
+
+impl Tolerances {
+    /// Both sides compute in f32.
+    fn f32(golden: &Golden) -> Self {
+        Tolerances {
+            logits: golden.tolerance("logits_max_abs"),
+            loss: golden.tolerance("loss_abs"),
+            gradients: golden.tolerance("grad_max_rel_to_tensor_max"),
+        }
+    }
+
+    /// This side computes in `bf16`, transformers in f32.
+    ///
+    /// A rounding to `bf16` is off by at most 2^-8 of the value and by half of that in the mean, and independent roundings
+    /// of what a product reads add up in it as their squares do. On its way through a block a number passes at most
+    /// [`ROUNDINGS`] of them, weights included, and two more in the head; so n roundings in a row give sqrt(n) 2^-9 of the
+    /// logits' size in the mean, and among thousands of logits twice as much. The loss moves with the logits: `|dloss| <= 2 max |dz|` for a
+    /// softmax, `2 |z - t| |dz|` for a square.
+    ///
+    /// What is left of a gradient after its terms have cancelled each other is the fixture's matter. Its own noise tells:
+    /// transformers' f32 rounds at the same places, and in sums as well, by 2^-24. So that noise, 2^16 times as large.
+    fn bf16(golden: &Golden, model: &Model) -> Self {
+        let expected = |name| golden.floats("expected.safetensors", name);
+        let roundings = ROUNDINGS * model.config().num_hidden_layers + 2;
+        let logits = 2.0 * (roundings as f64).sqrt() / 512.0 * f64::from(largest(&expected("logits")));
+        let slope = match model.config().task {
+            Task::Regression => 2.0 * f64::from(expected("loss")[0]).sqrt(),
+            _ => 2.0,
+        };
+        let noise = golden.noise("grad_max_rel_to_tensor_max");
+        Tolerances { logits, loss: slope * logits, gradients: noise * 2f64.powi(24 - 8) }
+    }
+}
+
+/// Roundings to `bf16` along a block: input, weight and result of query, and of key; both rotated; probabilities, value
+/// and its weight; output and its weight; input, weight and result of gate and of up; h and the weight of down.
+const ROUNDINGS: usize = 20;
 
 fn logits_and_loss(golden: &Golden) {
     let inputs = golden.inputs();
     let model = golden.model(Storage::Mapped, &inputs);
-    let batch = inputs.batch(&model);
+    compare_logits_and_loss(golden, &inputs, &model, Tolerances::f32(golden));
+}
 
+fn logits_and_loss_in_bf16(golden: &Golden) {
+    let inputs = golden.inputs();
+    let mut model = golden.model(Storage::Mapped, &inputs);
+    model.set_dtype(DType::Bf16).unwrap();
+    compare_logits_and_loss(golden, &inputs, &model, Tolerances::bf16(golden, &model));
+}
+
+fn gradients(golden: &Golden) {
+    let inputs = golden.inputs();
+    let model = golden.model(Storage::Trainable, &inputs);
+    compare_gradients(golden, &inputs, &model, Tolerances::f32(golden));
+}
+
+fn gradients_in_bf16(golden: &Golden) {
+    let inputs = golden.inputs();
+    let mut model = golden.model(Storage::Trainable, &inputs);
+    model.set_dtype(DType::Bf16).unwrap();
+    compare_gradients(golden, &inputs, &model, Tolerances::bf16(golden, &model));
+}
+
+fn compare_logits_and_loss(golden: &Golden, inputs: &Inputs, model: &Model, tolerances: Tolerances) {
+    let batch = inputs.batch(model);
     let logits = model.logits(&batch, &Frozen).unwrap();
     let width = logits.shape()[1];
     let (logits, expected) =
         (values(model.kernels(), &logits), golden.floats("expected.safetensors", "logits"));
-    let tolerance = golden.tolerance("logits_max_abs");
     let row = |logits: &[f32], row: usize| logits[row * width..(row + 1) * width].to_vec();
+    let tolerance = tolerances.logits;
     for (ours, theirs) in inputs.compared() {
         let difference = f64::from(largest_difference(&row(&logits, ours), &row(&expected, theirs)));
         assert!(difference <= tolerance, "row {theirs}: {difference:e}, tolerance {tolerance:e}");
@@ -54,23 +124,21 @@ fn logits_and_loss(golden: &Golden) {
 
     let loss = model.loss(&batch, &Frozen).unwrap();
     let expected = f64::from(golden.floats("expected.safetensors", "loss")[0]);
-    let tolerance = golden.tolerance("loss_abs");
+    let tolerance = tolerances.loss;
     assert!(
         (loss - expected).abs() <= tolerance,
         "loss {loss}, expected {expected}, tolerance {tolerance:e}"
     );
 }
 
-fn gradients(golden: &Golden) {
-    let inputs = golden.inputs();
-    let model = golden.model(Storage::Trainable, &inputs);
-    let batch = inputs.batch(&model);
-    let mut gradients = zeros(&model);
+fn compare_gradients(golden: &Golden, inputs: &Inputs, model: &Model, tolerances: Tolerances) {
+    let batch = inputs.batch(model);
+    let mut gradients = zeros(model);
     model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None).unwrap();
 
-    let tolerance = golden.tolerance("grad_max_rel_to_tensor_max");
+    let tolerance = tolerances.gradients;
     let zero = golden.meta()["f32_vs_f64"]["analytically_zero_grads"].clone();
-    let gradients = host(&model, &gradients);
+    let gradients = host(model, &gradients);
     let all: BTreeMap<_, _> = gradients
         .iter()
         .map(|(&p, found)| {

@@ -2,9 +2,10 @@
 
 mod support;
 
-use lora_sb_kernels::{Generator, Stream};
+use lora_sb_kernels::{DType, Generator, Stream};
 use lora_sb_model::{
-    Batch, Decoder, Frozen, Generation, Model, Next, Norm, Parameter, Sampling, Sequence, generate, memory,
+    Batch, Decoder, Frozen, Generation, Model, Next, Norm, Parameter, Sampling, Sequence, generate,
+    memory::Footprint,
 };
 use serde_json::json;
 use support::{families, largest, largest_difference, model, values};
@@ -70,12 +71,15 @@ fn with_a_cache_is_without() {
 #[test]
 fn a_cache_takes_the_bytes_that_are_planned() {
     for family in families::all_decoders() {
-        let model = family.model();
-        let before = model.kernels().usage().live_bytes;
-        let decoder = Decoder::new(&model, &Frozen, &prompts(), 6).unwrap();
-        let taken = model.kernels().usage().live_bytes - before;
-        assert_eq!(taken, memory::cache(model.config(), &[11, 7, 13]), "{}", family.name);
-        drop(decoder);
+        let mut model = family.model();
+        for dtype in [DType::F32, DType::Bf16] {
+            model.set_dtype(dtype).unwrap();
+            let before = model.kernels().usage().live_bytes;
+            let decoder = Decoder::new(&model, &Frozen, &prompts(), 6).unwrap();
+            let taken = model.kernels().usage().live_bytes - before;
+            assert_eq!(taken, Footprint::new(model.config(), dtype).cache(&[11, 7, 13]), "{}", family.name);
+            drop(decoder);
+        }
     }
 }
 

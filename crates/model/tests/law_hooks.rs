@@ -19,13 +19,15 @@ impl LinearHook for Beside {
     fn forward(
         &self,
         kernels: &dyn Kernels,
-        Layer { site, .. }: Layer<'_>,
+        layer: Layer<'_>,
         x: &Tensor,
+        accum: Accum,
         y: &mut Tensor,
     ) -> lora_sb_kernels::Result<SiteSaved> {
-        if let Some((m, _)) = self.matrices.get(&site) {
+        layer.forward(kernels, x, None, accum, y)?;
+        if let Some((m, _)) = self.matrices.get(&layer.site) {
             kernels.linear(x, m, 1.0, Accum::Add, y)?;
-            return Ok(SiteSaved(vec![kernels.from_f32(&[site.layer as f32], &[1])?]));
+            return Ok(SiteSaved(vec![kernels.from_f32(&[layer.site.layer as f32], &[1])?]));
         }
         Ok(SiteSaved::default())
     }
@@ -37,16 +39,19 @@ impl LinearHook for Beside {
     fn backward(
         &mut self,
         kernels: &dyn Kernels,
-        Layer { site, .. }: Layer<'_>,
+        layer: Layer<'_>,
         saved: SiteSaved,
         x: Option<&Tensor>,
         dy: &Tensor,
-        dx: Option<&mut Tensor>,
+        mut dx: Option<(&mut Tensor, Accum)>,
     ) -> lora_sb_kernels::Result<()> {
-        if let Some((m, dm)) = self.matrices.get_mut(&site) {
-            assert_eq!(kernels.to_f32(&saved.0[0])?, [site.layer as f32], "what was saved comes back");
+        if let Some((dx, accum)) = &mut dx {
+            layer.input_gradient(kernels, dy, None, *accum, dx)?;
+        }
+        if let Some((m, dm)) = self.matrices.get_mut(&layer.site) {
+            assert_eq!(kernels.to_f32(&saved.0[0])?, [layer.site.layer as f32], "what was saved comes back");
             kernels.linear_weight_gradient(dy, x.expect("x was asked for"), 1.0, Accum::Add, dm)?;
-            if let Some(dx) = dx {
+            if let Some((dx, _)) = dx {
                 kernels.linear_input_gradient(dy, m, 1.0, Accum::Add, dx)?;
             }
         }

@@ -94,6 +94,7 @@ fn train(model: Model, method: Method, rank: usize) -> Result<Tuned, Anything> {
             convention: Convention::PerSample,
             eta: 1e-2,
             max_tokens: 128,
+            blocks_at_once: None,
         },
         modules_to_save: head::default_modules(model.config()),
         seed: 1,

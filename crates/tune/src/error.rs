@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::config::ByteSize;
+use crate::plan::MemoryPlan;
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -83,6 +86,19 @@ pub enum Error {
         expected: String,
         /// The fingerprint of the model at hand.
         found: String,
+    },
+    /// A run that takes more memory than there is for it, however it is laid out.
+    #[error(
+        "the run takes {} at its peak, {} more than the {} that there are for it",
+        ByteSize(plan.peak()).rounded(),
+        ByteSize(plan.peak().saturating_sub(*limit)).rounded(),
+        ByteSize(*limit).rounded()
+    )]
+    DoesNotFit {
+        /// What it takes where it takes least.
+        plan: Box<MemoryPlan>,
+        /// Bytes that it may take.
+        limit: usize,
     },
     /// A file that cannot be read or written.
     #[error("{}: {message}", path.display())]
@@ -196,6 +212,11 @@ impl Error {
                 Some("the file was not written for this adapter, or not to its end".into())
             }
             Error::BaseMismatch { .. } => Some("give the model that the adapter was trained on".into()),
+            Error::DoesNotFit { .. } => Some(
+                "lower per_device_train_batch_size (and raise gradient_accumulation_steps by as much), max_length or \
+                 rank, or compute in dtype bf16; a larger memory_limit is believed"
+                    .into(),
+            ),
             Error::File { hint, .. } => hint.clone(),
             Error::NotFiniteStep { saved, .. } => Some(format!(
                 "lower learning_rate, raise warmup_steps or lower max_grad_norm, and look at these examples; {saved}"

@@ -49,6 +49,7 @@
 //!         convention: Convention::PerSample,
 //!         eta: 1e-3,
 //!         max_tokens: 1024,
+//!         blocks_at_once: None,
 //!     },
 //!     modules_to_save: Vec::new(),
 //!     seed: 42,

@@ -173,17 +173,18 @@ impl Tuned {
     /// Where the model fails.
     pub fn loss_and_gradients(&mut self, batch: &Batch, recompute: Recompute) -> Result<f64> {
         let Tuned { model, trained } = self;
-        Ok(match trained {
-            Trained::Full { gradients, hook } => {
-                model.loss_and_gradients(batch, hook, gradients, recompute)?
-            }
+        let mut pass = || match trained {
+            Trained::Full { gradients, hook } => model.loss_and_gradients(batch, hook, gradients, recompute),
             Trained::Adapter { adapter, head, .. } if head.is_empty() => {
-                model.loss_and_gradients(batch, adapter.as_mut(), &mut NoGradients, recompute)?
+                model.loss_and_gradients(batch, adapter.as_mut(), &mut NoGradients, recompute)
             }
             Trained::Adapter { adapter, head, .. } => {
-                model.loss_and_gradients(batch, adapter.as_mut(), head, recompute)?
+                model.loss_and_gradients(batch, adapter.as_mut(), head, recompute)
             }
-        })
+        };
+        let mut result = Ok(0.0);
+        model.kernels().within(&mut || result = pass());
+        Ok(result?)
     }
 
     /// Sets all gradients to zero.

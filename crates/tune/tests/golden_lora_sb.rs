@@ -48,6 +48,7 @@ impl Fixture {
                 convention: Convention::Reference { batch_size: 3 },
                 eta: self.sb.f64("lr_eff")[0],
                 max_tokens: largest_batch(&self.batches),
+                blocks_at_once: None,
             },
             modules_to_save: Vec::new(),
             seed: 1,
@@ -96,13 +97,15 @@ impl Fixture {
 fn summed(fixture: &Fixture) -> BTreeMap<String, Vec<f32>> {
     let model = golden_model(&fixture.dir, Storage::Mapped);
     let mut all = BTreeMap::new();
-    let mut each = |site: Site, gradient: Tensor| {
-        all.insert(model.module(site), model.kernels().to_f32(&gradient)?);
+    let mut take = |gradients: BTreeMap<Site, Tensor>| {
+        for (site, gradient) in gradients {
+            all.insert(model.module(site), model.kernels().to_f32(&gradient)?);
+        }
         Ok(())
     };
     let init = fixture.config().init;
     let sites = fixture.config().target_modules.resolve(model.config()).unwrap();
-    stream_gradients(&model, &sites, &fixture.samples(), &init, &mut |_| (), &mut each).unwrap();
+    stream_gradients(&model, &sites, &fixture.samples(), &init, 2, &mut |_| (), &mut take).unwrap();
     all
 }
 

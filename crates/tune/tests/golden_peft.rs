@@ -83,6 +83,7 @@ fn trained(dir: &Path, method: Method) -> Tuned {
             convention: Convention::PerSample,
             eta: 1e-3,
             max_tokens: largest_batch(&batches),
+            blocks_at_once: None,
         },
         modules_to_save: head::default_modules(model.config()),
         seed: 5,

@@ -171,6 +171,7 @@ fn golden_llama_peft_lora_ga() {
         convention: Convention::Reference { batch_size: 3 },
         eta: 1.0,
         max_tokens: 64,
+        blocks_at_once: None,
         ..InitConfig::NONE
     };
     let ours = AdapterConfig { init, ..config.clone() };

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use common::*;
 use lora_sb_data::{Example, Label};
-use lora_sb_kernels::Tensor;
-use lora_sb_model::{Batch, Frozen, Parameter, Projection, Recompute, Sequence, Site};
+use lora_sb_kernels::{DType, Tensor};
+use lora_sb_model::{Batch, Frozen, Model, Parameter, Projection, Recompute, Sequence, Site};
 use lora_sb_tune::adapter::full;
 use lora_sb_tune::eval::sequence;
 use lora_sb_tune::init::{Estimate, InitProgress, stream_gradients};
@@ -17,17 +17,28 @@ use nalgebra::DMatrix;
 const CONVENTIONS: [Convention; 2] = [Convention::PerSample, Convention::Reference { batch_size: 3 }];
 
 fn init(convention: Convention, max_tokens: usize) -> InitConfig {
-    InitConfig { bases: Bases::Sb, samples: 7, convention, eta: 1e-2, max_tokens }
+    InitConfig { bases: Bases::Sb, samples: 7, convention, eta: 1e-2, max_tokens, blocks_at_once: None }
 }
 
 fn streamed(examples: &[Example], init: &InitConfig, sites: &[Site]) -> (BTreeMap<Site, Vec<f32>>, Estimate) {
-    let model = tiny_model(2);
+    streamed_in(&tiny_model(2), examples, init, sites, 1)
+}
+
+fn streamed_in(
+    model: &Model,
+    examples: &[Example],
+    init: &InitConfig,
+    sites: &[Site],
+    blocks: usize,
+) -> (BTreeMap<Site, Vec<f32>>, Estimate) {
     let mut all = BTreeMap::new();
-    let mut each = |site, gradient: Tensor| {
-        all.insert(site, model.kernels().to_f32(&gradient)?);
+    let mut take = |gradients: BTreeMap<Site, Tensor>| {
+        for (site, gradient) in gradients {
+            all.insert(site, model.kernels().to_f32(&gradient)?);
+        }
         Ok(())
     };
-    let estimate = stream_gradients(&model, sites, examples, init, &mut |_| (), &mut each).unwrap();
+    let estimate = stream_gradients(model, sites, examples, init, blocks, &mut |_| (), &mut take).unwrap();
     (all, estimate)
 }
 
@@ -97,16 +108,19 @@ fn law_gradient_of_an_encoder_is_the_full_gradient() {
             let mut gradients = full::gradients(&model).unwrap();
             let loss =
                 model.loss_and_gradients(&batch, &mut Frozen, &mut gradients, Recompute::None).unwrap();
-            let mut each = |site: Site, found: Tensor| {
-                let expected = kernels.to_f32(&gradients[&Parameter::Weight(site)])?;
-                assert!(largest(&expected) > 0.0, "{model_type} {site}");
-                let what = format!("{model_type} {labels} {site}");
-                assert_near(&what, &kernels.to_f32(&found)?, &expected, rounding(80 * 23));
+            let mut take = |found: BTreeMap<Site, Tensor>| {
+                for (site, found) in found {
+                    let expected = kernels.to_f32(&gradients[&Parameter::Weight(site)])?;
+                    assert!(largest(&expected) > 0.0, "{model_type} {site}");
+                    let what = format!("{model_type} {labels} {site}");
+                    assert_near(&what, &kernels.to_f32(&found)?, &expected, rounding(80 * 23));
+                }
                 Ok(())
             };
             let init = init(convention, 16);
             let estimate =
-                stream_gradients(&model, &model.sites(), &examples, &init, &mut |_| (), &mut each).unwrap();
+                stream_gradients(&model, &model.sites(), &examples, &init, 2, &mut |_| (), &mut take)
+                    .unwrap();
             assert_eq!((estimate.samples, estimate.labelled_tokens, estimate.skipped), (7, 7, 0));
             assert!((estimate.loss - loss).abs() <= 1e-5 * loss);
         }
@@ -124,6 +138,28 @@ fn law_micro_batches_of_the_estimate_do_not_matter() {
             assert_all_near(&found, &whole);
             assert!((one.loss - other.loss).abs() <= 1e-5 * one.loss);
             assert_eq!((one.samples, one.tokens), (other.samples, other.tokens));
+        }
+    }
+}
+
+/// However many blocks go backward together, a gradient is added up over the same micro-batches in the same order.
+#[test]
+fn law_blocks_at_once_do_not_change_a_bit() {
+    let examples = tiny_examples(7);
+    let init = init(Convention::PerSample, 20);
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut model = tiny_model(5);
+        model.set_dtype(dtype).unwrap();
+        let above = model.sites().into_iter().filter(|site| site.layer >= 2).collect();
+        for sites in [model.sites(), above, vec![Projection::Up.of(1), Projection::Query.of(3)]] {
+            let (one, estimate) = streamed_in(&model, &examples, &init, &sites, 1);
+            assert_eq!(one.keys().copied().collect::<Vec<_>>(), sites);
+            assert!(one.values().all(|gradient| largest(gradient) > 0.0));
+            for blocks in [2, 3, 4, 5, 17] {
+                let (some, other) = streamed_in(&model, &examples, &init, &sites, blocks);
+                assert_eq!(some, one, "{blocks} blocks at once, {dtype:?}");
+                assert_eq!(Estimate { blocks_at_once: 1, ..other }, estimate);
+            }
         }
     }
 }
@@ -356,16 +392,22 @@ fn law_progress_is_reported_to_the_end() {
 fn law_memory_of_the_estimate_grows_by_block_inputs_alone() {
     let examples = tiny_examples(7);
     let tokens: usize = examples.iter().map(|example| example.ids.len()).sum();
-    let peak = |layers: usize| {
+    let peak = |layers: usize, blocks: usize| {
         let model = tiny_model(layers);
         let kernels = model.kernels();
         let before = kernels.usage().live_bytes;
         kernels.reset_peak();
         let init = init(Convention::PerSample, 16);
-        stream_gradients(&model, &model.sites(), &examples, &init, &mut |_| (), &mut |_, _| Ok(())).unwrap();
+        let mut take = |_| Ok(());
+        stream_gradients(&model, &model.sites(), &examples, &init, blocks, &mut |_| (), &mut take).unwrap();
         (kernels.usage().peak_bytes - before) as f64
     };
-    let grown = (peak(9) - peak(3)) / 6.0;
     let input = (tokens * 18 * 4) as f64;
-    assert!(grown <= 1.01 * input, "a block costs {grown} bytes, its inputs are {input}");
+    for (blocks, inputs) in [(1, 1.0), (2, 0.5), (3, 1.0 / 3.0)] {
+        let grown = (peak(12, blocks) - peak(6, blocks)) / 6.0;
+        assert!(
+            grown <= 1.01 * inputs * input,
+            "{blocks} at once: a block costs {grown} bytes, its inputs are {input}"
+        );
+    }
 }

@@ -3,6 +3,8 @@
 mod common;
 mod training;
 
+use lora_sb_model::Recompute;
+use lora_sb_tune::config::{ByteSize, GradientCheckpointing, Precision};
 use lora_sb_tune::run::{Checkpoint, RunDirectory};
 use lora_sb_tune::train::{Event, TrainingData};
 use lora_sb_tune::{AdapterConfig, Error, Method, TrainConfig};
@@ -70,7 +72,9 @@ fn a_resumed_run_drops_what_an_uninterrupted_one_drops() {
     for method in [Method::LoraSb, Method::Lora, Method::Pissa, Method::Dora] {
         let adapter = AdapterConfig { lora_dropout: 0.3, ..adapter(method) };
         let mut outcomes = Vec::new();
-        for (gradient_checkpointing, stops) in [(false, &[][..]), (false, &[2, 3, 7]), (true, &[4])] {
+        let kept = [Recompute::None, Recompute::None, Recompute::Block, Recompute::First(1)];
+        for (recompute, stops) in kept.into_iter().zip([&[][..], &[2, 3, 7], &[4], &[5]]) {
+            let gradient_checkpointing = GradientCheckpointing::Fixed(recompute);
             let config = TrainConfig { gradient_checkpointing, ..settings() };
             let directory = tempfile::tempdir().unwrap();
             let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
@@ -90,6 +94,7 @@ fn a_resumed_run_drops_what_an_uninterrupted_one_drops() {
         assert_ne!(outcomes[0].metrics, without.metrics, "{method}: nothing is dropped");
         assert_eq!(outcomes[1], outcomes[0], "{method}");
         assert_eq!(outcomes[2], outcomes[0], "{method}, blocks run again");
+        assert_eq!(outcomes[3], outcomes[0], "{method}, one block run again");
     }
 }
 
@@ -125,9 +130,23 @@ fn a_changed_plan_is_refused_with_the_old_and_the_new_value() {
     );
     assert!(error.hint().unwrap().contains("save_steps"), "{:?}", error.hint());
 
-    let harmless =
-        TrainConfig { save_steps: 1, save_total_limit: Some(1), logging_steps: 1, ..config.clone() };
+    let harmless = TrainConfig {
+        save_steps: 1,
+        save_total_limit: Some(1),
+        logging_steps: 1,
+        memory_limit: Some(ByteSize(1 << 30)),
+        gradient_checkpointing: GradientCheckpointing::Fixed(Recompute::Block),
+        ..config.clone()
+    };
     RunDirectory::open(directory.path(), plan(&harmless)).unwrap();
+    let others = [
+        (TrainConfig { dtype: Precision::Bf16, ..config.clone() }, "dtype: \"f32\", now \"bf16\""),
+        (TrainConfig { loss_chunk: Some(5), ..config.clone() }, "loss_chunk: null, now 5"),
+    ];
+    for (changed, expected) in others {
+        let error = RunDirectory::open(directory.path(), plan(&changed)).unwrap_err().to_string();
+        assert!(error.ends_with(expected), "{error}");
+    }
 
     let mut fewer = plan(&config);
     fewer.values.remove("model");
@@ -167,6 +186,7 @@ fn other_data_another_base_or_other_bases_are_refused() {
             Some(checkpoint),
             &mut Recorder::default(),
             &FakeClock::default(),
+            None,
             &false.into(),
         );
         match error {

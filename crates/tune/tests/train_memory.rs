@@ -4,10 +4,12 @@ mod common;
 mod training;
 
 use lora_sb_data::{Example, Label};
+use lora_sb_kernels::DType;
 use lora_sb_model::{Config, Model, Parameter, Recompute, Storage};
 use lora_sb_tune::optim::AdamW;
 use lora_sb_tune::plan::{
-    BatchSize, MemoryPlan, MemoryRequest, estimates_gradient, largest_eval_batch, largest_micro_batch,
+    BatchSize, EstimateSize, MemoryPlan, MemoryRequest, estimates_gradient, largest_eval_batch,
+    largest_micro_batch,
 };
 use lora_sb_tune::train::gradients_of_step;
 use lora_sb_tune::{AdapterConfig, Bases, InitConfig, Method, TrainConfig, Tuned, head};
@@ -49,12 +51,25 @@ fn adapter(method: Method) -> AdapterConfig {
     AdapterConfig { rank: 13, lora_alpha: 13.0, init, ..base }
 }
 
+/// How a step is laid out: its type, what is kept, rows of logits at a time.
+const LAYOUTS: [(DType, Recompute, usize); 6] = [
+    (DType::F32, Recompute::None, 1000),
+    (DType::F32, Recompute::First(2), 1000),
+    (DType::F32, Recompute::Block, 37),
+    (DType::Bf16, Recompute::None, 37),
+    (DType::Bf16, Recompute::First(2), 1000),
+    (DType::Bf16, Recompute::Block, 1000),
+];
+
 /// Plans and takes a step, and the initialisation before it where that is from a gradient.
 #[track_caller]
 fn check(what: &str, model: Model, config: &AdapterConfig, examples: &[Example], most: f64) {
-    for recompute in [Recompute::None, Recompute::Block] {
+    for (dtype, recompute, loss_chunk) in LAYOUTS {
+        let what = &format!("{what} in {dtype}");
         // A model of its own for each, since it is used up.
-        let model = again(&model);
+        let mut model = again(&model);
+        model.set_dtype(dtype).unwrap();
+        model.set_loss_chunk(loss_chunk);
         let kernels = model.kernels().clone();
         let (sites, samples) = (model.sites(), &examples[..examples.len() / 2]);
         let head: Vec<Parameter> = head::resolve(&config.modules_to_save, model.config()).unwrap();
@@ -67,10 +82,12 @@ fn check(what: &str, model: Model, config: &AdapterConfig, examples: &[Example],
             adapter: config,
             sites: &sites,
             head: &head,
+            dtype,
             recompute,
+            loss_chunk,
             train: size(examples),
             evaluation: BatchSize::default(),
-            init: estimated.then_some((size(samples).tokens, size(samples))),
+            init: estimated.then(|| EstimateSize::of(samples, config.init.max_tokens)),
             ids: &[],
             process: 0,
         });

@@ -61,14 +61,14 @@ fn a_run_tells_and_writes_what_it_does() {
         held_out_loss(&now, &data().validation, 2).unwrap().value().unwrap()
     );
     assert!(summary.failures.is_empty() && !summary.stopped);
-    assert_eq!(events.last(), Some(&Event::Finished(summary.clone())));
+    assert_eq!(events.last(), Some(&Event::Finished(Box::new(summary.clone()))));
 
     let lines = run_directory.metrics().unwrap();
     let logged: Vec<(usize, f64, f64)> = lines
         .iter()
         .filter_map(|line| match line {
             Metric::Step { step, loss, grad_norm, .. } => Some((*step, *loss, *grad_norm)),
-            Metric::Evaluation { .. } => None,
+            Metric::Evaluation { .. } | Metric::Memory { .. } => None,
         })
         .collect();
     assert_eq!(logged, steps.iter().map(|r| (r.step, r.loss, r.grad_norm)).collect::<Vec<_>>());
@@ -115,7 +115,8 @@ fn the_best_checkpoint_and_the_newest_are_kept() {
     let data = data();
     let (mut recorder, clock, stop) = (Recorder::default(), FakeClock::default(), AtomicBool::new(false));
     let summary =
-        train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, &stop).unwrap();
+        train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, None, &stop)
+            .unwrap();
     let losses: Vec<(usize, f64)> = recorder
         .events
         .iter()
@@ -158,7 +159,8 @@ fn a_stop_before_the_first_step_saves_the_start() {
     let mut now = tuned(Method::LoraSb);
     let clock = FakeClock::default();
     let summary =
-        train(&mut now, &data(), &config, &mut run_directory, None, &mut recorder, &clock, &stop).unwrap();
+        train(&mut now, &data(), &config, &mut run_directory, None, &mut recorder, &clock, None, &stop)
+            .unwrap();
     assert!(summary.stopped && summary.step == 0);
     assert_eq!(recorder.saved(), [0]);
     Checkpoint::open(&summary.checkpoint).unwrap();
@@ -188,8 +190,9 @@ fn a_loss_that_is_not_finite_stops_with_the_batch_and_the_state_before_it() {
     let mut recorder = Recorder::default();
     let mut now = poisoned();
     let (clock, stop) = (FakeClock::default(), AtomicBool::new(false));
-    let error = train(&mut now, &broken, &config, &mut run_directory, None, &mut recorder, &clock, &stop)
-        .unwrap_err();
+    let error =
+        train(&mut now, &broken, &config, &mut run_directory, None, &mut recorder, &clock, None, &stop)
+            .unwrap_err();
 
     let finished = steps(&recorder.events).len();
     let message = error.to_string();
@@ -252,9 +255,10 @@ fn a_held_out_loss_that_is_not_finite_names_its_examples() {
     let config = settings();
     let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
     let (mut recorder, clock, stop) = (Recorder::default(), FakeClock::default(), AtomicBool::new(false));
-    let error = train(&mut now, &broken, &config, &mut run_directory, None, &mut recorder, &clock, &stop)
-        .unwrap_err()
-        .to_string();
+    let error =
+        train(&mut now, &broken, &config, &mut run_directory, None, &mut recorder, &clock, None, &stop)
+            .unwrap_err()
+            .to_string();
     assert_eq!(error, "step 0: the held-out loss is NaN; the micro-batch holds train.jsonl:3");
 }
 
@@ -268,7 +272,8 @@ fn data_that_cannot_be_trained_on_is_refused_before_anything_is_computed() {
         let mut run_directory = RunDirectory::create(directory.path(), plan(&config)).unwrap();
         let (mut recorder, clock, stop) = (Recorder::default(), FakeClock::default(), AtomicBool::new(false));
         let mut now = tuned(Method::Lora);
-        let error = train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, &stop);
+        let error =
+            train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, None, &stop);
         assert!(recorder.events.is_empty());
         error.unwrap_err().to_string()
     };
@@ -294,7 +299,8 @@ fn without_held_out_data_there_is_no_best() {
     let (mut recorder, clock, stop) = (Recorder::default(), FakeClock::default(), AtomicBool::new(false));
     let mut now = tuned(Method::Full);
     let summary =
-        train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, &stop).unwrap();
+        train(&mut now, &data, &config, &mut run_directory, None, &mut recorder, &clock, None, &stop)
+            .unwrap();
     assert_eq!((summary.best, summary.first_eval_loss, summary.best_checkpoint), (None, None, None));
     assert_eq!((summary.step, summary.adapter), (3, None));
 }

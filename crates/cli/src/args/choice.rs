@@ -9,9 +9,10 @@ use clap::error::ErrorKind;
 use clap::{Arg, Command};
 use lora_sb_data::{ExcessLength, Format, TrainOn};
 use lora_sb_model::SaveType;
+use lora_sb_tune::config::{ByteSize, GradientCheckpointing, Precision};
 use lora_sb_tune::eval::Metric;
 use lora_sb_tune::optim::Scheduler;
-use lora_sb_tune::{Bases, Method};
+use lora_sb_tune::{Bases, Error, Method};
 
 /// `--method` as it is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +228,29 @@ pub(super) fn init_convention() -> impl TypedValueParser<Value = InitConvention>
 
 pub(super) fn problem_type() -> impl TypedValueParser<Value = ProblemType> {
     choice(&PROBLEM_TYPES)
+}
+
+/// What a run computes in, also by PyTorch's names.
+pub(super) fn precision() -> impl TypedValueParser<Value = Precision> {
+    Choice { names: Precision::ALL.map(|(name, _)| name).to_vec(), read: |text: &str| text.parse().ok() }
+}
+
+/// `--gradient-checkpointing`, in its own words of what it expects.
+pub(super) fn gradient_checkpointing(text: &str) -> Result<GradientCheckpointing, String> {
+    text.parse().map_err(expected)
+}
+
+/// `--memory-limit`.
+pub(super) fn memory_limit(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(expected)
+}
+
+/// What a library expected of a value; clap says what was found, and of which flag.
+fn expected(error: Error) -> String {
+    match error {
+        Error::Config { expected, .. } => format!("expected {expected}"),
+        other => other.to_string(),
+    }
 }
 
 pub(super) fn dtype() -> impl TypedValueParser<Value = SaveType> {

@@ -3,6 +3,7 @@
 //! Every setting of a run is an `Option` here: what was not typed is decided in [`resolve`](crate::resolve).
 //! Names are those of PEFT, TRL and Axolotl; a recipe file has the same names with underscores.
 
+mod bench;
 mod choice;
 mod settings;
 
@@ -10,8 +11,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use lora_sb_model::SaveType;
+use lora_sb_tune::config::Precision;
 use lora_sb_tune::eval::Metric;
 
+pub(crate) use bench::{BenchArgs, RECORDS};
 pub(crate) use choice::{
     BestMetric, EXCESS_LENGTH, InitConvention, InitEta, MethodChoice, PROBLEM_TYPES, ProblemType, Ranks,
     TRAIN_ON, name_of,
@@ -111,6 +114,16 @@ underscores, as `rank = 64`. Exit codes: 0 done, 1 failed, 2 wrong arguments, 13
   lora-sb inspect lora-sb-run
   lora-sb inspect lora-sb-run --json")]
     Inspect(InspectArgs),
+    /// Measure training steps of a model or a preset: speed beside the processor's own, memory, time by operation
+    #[command(after_help = "Examples:
+  lora-sb bench --model llama-160m --max-length 256 --dtype bf16
+  lora-sb bench --model roberta-large --rank 24 --method lora
+  lora-sb bench --model DIR --data chats.jsonl --record
+  lora-sb bench --model llama-3.2-1b --steps 0 --decode 64
+
+Nothing is kept of the training. The rate of matrix products is measured before and after the steps, on the model's own \
+layers and in the same type; the share is of the better one.")]
+    Bench(BenchArgs),
 }
 
 /// What `plan` takes.
@@ -133,6 +146,10 @@ pub(crate) struct GenerateArgs {
     /// Adapter directory, PEFT directory, or run directory
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub(crate) adapter: Option<PathBuf>,
+    /// What activations are held and multiplied in. bf16: what linear layers and attention read and write is bf16,
+    /// summed in f32; weights of another type are rounded to bf16 once
+    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), default_value = "f32", help_heading = "Model")]
+    pub(crate) dtype: Precision,
     /// Text to continue
     #[arg(long, value_name = "TEXT", group = "what", help_heading = "Text")]
     pub(crate) prompt: Option<String>,
@@ -186,6 +203,10 @@ pub(crate) struct PredictArgs {
     /// Names of the classes in the order of their numbers, parted by commas [default: those of the adapter or model]
     #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
     pub(crate) label_names: Option<Vec<String>>,
+    /// What activations are held and multiplied in. bf16: what linear layers and attention read and write is bf16,
+    /// summed in f32; weights of another type are rounded to bf16 once
+    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), default_value = "f32", help_heading = "Model")]
+    pub(crate) dtype: Precision,
     /// Text to classify
     #[arg(long, value_name = "TEXT", group = "what", help_heading = "Text")]
     pub(crate) text: Option<String>,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::Args;
 use lora_sb_data::{ExcessLength, Format, TrainOn};
 use lora_sb_tune::Bases;
+use lora_sb_tune::config::{ByteSize, GradientCheckpointing, Precision};
 use lora_sb_tune::eval::Metric;
 use lora_sb_tune::optim::Scheduler;
 
@@ -222,15 +223,31 @@ pub(crate) struct SettingsArgs {
     /// Optimizer steps; goes before --num-train-epochs [default: not set]
     #[arg(long, value_name = "STEPS", help_heading = "Batches and length of the run")]
     pub(crate) max_steps: Option<usize>,
-    /// Compute blocks again in the backward pass: less memory, a third more work, the same bits [default: false]
+
+    /// What activations are held and multiplied in. bf16: what linear layers and attention read and write is bf16,
+    /// summed in f32; the residual stream, the loss, what is trained, its gradients and the optimizer's moments stay
+    /// f32; frozen weights are rounded to bf16 once, at load [default: f32]
+    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), help_heading = "Speed and memory")]
+    pub(crate) dtype: Option<Precision>,
+    /// The most memory that the process may take, as 4GiB or 800MiB: the run is laid out to fit, and not begun if it
+    /// cannot [default: what the system has free]
+    #[arg(long, value_name = "SIZE", value_parser = choice::memory_limit, help_heading = "Speed and memory")]
+    pub(crate) memory_limit: Option<ByteSize>,
+    /// Compute blocks again in the backward pass: less memory, up to a third more work, the same bits. true: all
+    /// blocks, a number: so many, auto: as few as fit [default: auto]
     #[arg(
         long,
-        value_name = "BOOL",
+        value_name = "BLOCKS",
         num_args = 0..=1,
         default_missing_value = "true",
-        help_heading = "Batches and length of the run"
+        value_parser = choice::gradient_checkpointing,
+        help_heading = "Speed and memory"
     )]
-    pub(crate) gradient_checkpointing: Option<bool>,
+    pub(crate) gradient_checkpointing: Option<GradientCheckpointing>,
+    /// Rows of logits that exist at a time in the loss [default: as many as take 32 MiB, fewer where nothing else
+    /// makes the run fit]
+    #[arg(long, value_name = "ROWS", help_heading = "Speed and memory")]
+    pub(crate) loss_chunk: Option<usize>,
 
     /// Steps between two evaluations; 0 evaluates at the start and the end alone [default: 100]
     #[arg(long, value_name = "STEPS", help_heading = "Evaluating, saving, showing")]

@@ -28,7 +28,8 @@ pub(crate) fn run(arguments: &GenerateArgs) -> Result<ExitCode> {
         (None, Some(file)) => read_prompts(file)?,
         (None, None) => Vec::new(),
     };
-    let Opened { mut loaded, base, .. } = directory::open(&arguments.source, arguments.adapter.as_deref())?;
+    let Opened { mut loaded, base, .. } =
+        directory::open_in(arguments.dtype, &arguments.source, arguments.adapter.as_deref())?;
     let config = loaded.model().config();
     if config.task != Task::LanguageModel {
         let family = config.family.model_type();

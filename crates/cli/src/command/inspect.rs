@@ -219,7 +219,7 @@ fn run_directory(dir: &Path) -> Result<Facts> {
         .iter()
         .filter_map(|metric| match metric {
             Metric::Evaluation { eval_loss, metrics, .. } => Some((*eval_loss, metrics)),
-            Metric::Step { .. } => None,
+            Metric::Step { .. } | Metric::Memory { .. } => None,
         })
         .collect();
     let (first, last) = (evaluations.first(), evaluations.last());

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub(crate) mod average;
+pub(crate) mod bench;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;

@@ -3,16 +3,16 @@
 use std::process::ExitCode;
 
 use lora_sb_data::{Color, Example, Label, SkipSpecial, preview};
-use lora_sb_model::Storage;
 use serde_json::json;
 
 use super::table;
 use crate::args::SettingsArgs;
-use crate::base::{self, Reading};
+use crate::base;
 use crate::config_file::Sources;
 use crate::display;
 use crate::failure::{Failure, Result};
-use crate::report::{self, Forecast};
+use crate::forecast::Forecast;
+use crate::report;
 use crate::resolve::{Resolved, resolve};
 
 /// Examples that are shown with their mask or label.
@@ -29,19 +29,9 @@ pub(crate) fn run(settings: SettingsArgs, sources: Sources, json: bool) -> Resul
     if table::is_asked(&settings) {
         return table::run(&settings, json);
     }
-    let resolved = resolve(settings, sources)?;
-    let Resolved { base, .. } = &resolved;
+    let mut resolved = resolve(settings, sources)?;
     resolved.warnings.iter().for_each(|warning| display::warn(warning));
-    let process = report::memory_in_use();
-    let sites = resolved.sites()?;
-    let element = if resolved.random_weights {
-        report::random_element(&resolved)
-    } else {
-        let reading = Reading::of_plan(&resolved.plan);
-        let model = base.load(base::device(Some(resolved.threads))?, Storage::Mapped, &reading)?;
-        report::element_size(&model)
-    };
-    let forecast = Forecast::new(&resolved, &sites, element, process)?;
+    let forecast = Forecast::new(&mut resolved)?;
     if json {
         let values = resolved.plan.values.iter();
         let values: serde_json::Map<_, _> = values
@@ -52,7 +42,7 @@ pub(crate) fn run(settings: SettingsArgs, sources: Sources, json: bool) -> Resul
         return Ok(ExitCode::SUCCESS);
     }
     display::line(&format!("{}Run{:#}", display::HEADING, display::HEADING));
-    report::print_start(&resolved, &forecast);
+    report::print_start(&resolved, &forecast, base::device(Some(resolved.threads))?.prefers());
     display::heading("Memory");
     display::line(&forecast.memory_table());
     display::heading("Values and where they come from");

@@ -19,7 +19,7 @@ use crate::resolve::longest_text;
 /// Runs the command.
 pub(crate) fn run(arguments: &PredictArgs) -> Result<ExitCode> {
     let Opened { mut loaded, base, max_length, .. } =
-        directory::open(&arguments.source, arguments.adapter.as_deref())?;
+        directory::open_in(arguments.dtype, &arguments.source, arguments.adapter.as_deref())?;
     check(arguments, loaded.model().config())?;
     if let Some(names) = &arguments.label_names {
         loaded.model_mut().name_labels(names).map_err(|error| {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use lora_sb_data::Example;
-use lora_sb_model::{Model, Storage};
+use lora_sb_model::Model;
 use lora_sb_tune::eval::loss_of;
 use lora_sb_tune::export::merge;
 use lora_sb_tune::method::Kind;
@@ -20,9 +20,10 @@ use crate::config_file::{Layer, Sources, merge as merge_layers};
 use crate::display;
 use crate::embedded;
 use crate::failure::{Failure, Result};
+use crate::forecast::{Forecast, Watch, storage};
 use crate::interrupt;
 use crate::progress::{Progress, Shown, WallClock};
-use crate::report::{self, Forecast, HeldOut};
+use crate::report::{self, HeldOut};
 use crate::resolve::{Resolved, output_dir, resolve, resumed_run};
 use crate::text;
 
@@ -74,8 +75,9 @@ pub(crate) fn run(mut settings: SettingsArgs, sources: Sources) -> Result<ExitCo
     let mut session = Session::open(resolved, checkpoint.as_ref(), shown)?;
     let before = session.before()?;
     let mut tuned = session.tuned(checkpoint.as_ref())?;
-    let Session { resolved, run, progress, .. } = &mut session;
-    let ended = train(&mut tuned, &resolved.data, &resolved.train, run, checkpoint, progress, &clock, &stop);
+    let watch = Watch::new(&session.forecast, tuned.model.kernels().clone());
+    let Session { resolved: Resolved { data, train: config, .. }, run, progress, .. } = &mut session;
+    let ended = train(&mut tuned, data, config, run, checkpoint, progress, &clock, Some(&watch), &stop);
     session.progress.clear();
     let summary = ended?;
     session.finish(&tuned, &summary, before)
@@ -102,17 +104,19 @@ struct Session {
 
 impl Session {
     /// Loads the model, checks what can be checked, makes or opens the directory, and says what will be done.
-    fn open(resolved: Resolved, checkpoint: Option<&Checkpoint>, shown: Shown) -> Result<Self> {
-        let Resolved { base, adapter, plan, .. } = &resolved;
-        let process = report::memory_in_use();
+    fn open(mut resolved: Resolved, checkpoint: Option<&Checkpoint>, shown: Shown) -> Result<Self> {
+        let forecast = Forecast::new(&mut resolved)?;
+        let Resolved { base, adapter, plan, train, .. } = &resolved;
         let kernels = base::device(Some(resolved.threads))?;
-        let storage = if adapter.method == Method::Full { Storage::Trainable } else { Storage::Mapped };
-        let mut model = base.load(kernels, storage, &Reading::of_plan(plan))?;
+        let prefers = kernels.prefers();
+        let reading = Reading { dtype: train.dtype, ..Reading::of_plan(plan) };
+        let mut model = base.load(kernels, storage(adapter.method), &reading)?;
+        if let Some(rows) = train.loss_chunk {
+            model.set_loss_chunk(rows);
+        }
         for warning in resolved.warnings.iter().chain(model.warnings()) {
             display::warn(warning);
         }
-        let sites = resolved.sites()?;
-        let forecast = Forecast::new(&resolved, &sites, report::element_size(&model), process)?;
         if let Some(prompt) = &resolved.sample_prompt {
             let tokens = text::prompt_ids(&resolved.tokenizer, &model, prompt)?.len();
             model.prepare(tokens + text::SAMPLE_TOKENS)?;
@@ -124,7 +128,7 @@ impl Session {
         };
         let progress = Progress::new(shown, &resolved);
         if shown != Shown::Nothing {
-            report::print_start(&resolved, &forecast);
+            report::print_start(&resolved, &forecast, prefers);
             display::line("");
         }
         if let Some(checkpoint) = checkpoint {
@@ -219,6 +223,9 @@ impl Session {
     /// Writes what the run came to and says so.
     fn finish(self, tuned: &Tuned, summary: &Summary, before: Before) -> Result<ExitCode> {
         let Resolved { base, tokenizer, train, adapter, sample_prompt, output_dir, .. } = &self.resolved;
+        if let Some(warning) = summary.memory.and_then(report::beyond_plan) {
+            display::warn(&warning);
+        }
         let code = if summary.stopped { ExitCode::from(interrupt::INTERRUPTED) } else { ExitCode::SUCCESS };
         let mut result = summary.adapter.clone();
         if adapter.method == Method::Full && !summary.stopped {
@@ -252,7 +259,7 @@ impl Session {
     fn first_metrics(&self) -> Result<BTreeMap<String, f64>> {
         let first = self.run.metrics()?.into_iter().find_map(|line| match line {
             run::Metric::Evaluation { metrics, .. } => Some(metrics),
-            run::Metric::Step { .. } => None,
+            run::Metric::Step { .. } | run::Metric::Memory { .. } => None,
         });
         Ok(first.unwrap_or_default())
     }

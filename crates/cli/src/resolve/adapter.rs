@@ -111,7 +111,14 @@ impl Book {
         // A micro-batch of the estimation takes no more memory than one of the training.
         // Enough tokens to make a pass over the weights worth its reading; more would only add to the peak.
         let max_tokens = batch_size.saturating_mul(train.max_length).min(train.max_length.max(512));
-        Ok(InitConfig { bases: adapter.init.bases, samples, convention, eta, max_tokens })
+        Ok(InitConfig {
+            bases: adapter.init.bases,
+            samples,
+            convention,
+            eta,
+            max_tokens,
+            blocks_at_once: None,
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::embedded;
 use crate::failure::{Failure, Result};
 
 /// Settings of texts that are continued.
-const OF_DECODERS: [&str; 4] = ["format", "train_on", "chat_template", "sample_prompt"];
+const OF_DECODERS: [&str; 5] = ["format", "train_on", "chat_template", "sample_prompt", "loss_chunk"];
 /// Settings of texts that are classified.
 const OF_ENCODERS: [&str; 8] = [
     "num_labels",
@@ -117,9 +117,11 @@ impl Book {
             save_steps,
             logging_steps,
             seed,
+            dtype,
             gradient_checkpointing
         );
         config.max_steps = settings.max_steps;
+        (config.loss_chunk, config.memory_limit) = (settings.loss_chunk, settings.memory_limit);
         config.loraplus_lr_ratio = settings.loraplus_lr_ratio;
         config.metric_for_best_model = match settings.metric_for_best_model {
             Some(BestMetric::Score(metric)) => Some(metric),

@@ -6,7 +6,7 @@ use crate::common::{Workshop, json};
 fn train_then_generate_merge_export_inspect() {
     let shop = Workshop::new();
     let run = shop.train("run", "").ok();
-    for expected in ["held-out loss", "before", "after", "run/adapter", "at its peak; planned", "Files"] {
+    for expected in ["held-out loss", "before", "after", "run/adapter", "peak memory  ", "Files"] {
         assert!(run.out.contains(expected), "{expected:?} is not in {}", run.out);
     }
     assert!(run.err.is_empty(), "{}", run.err);

@@ -1,6 +1,7 @@
 //! The `lora-sb` command as a user meets it: the real binary, tiny models, real files.
 
 mod bad_input;
+mod bench;
 mod common;
 mod encoder;
 mod end_to_end;

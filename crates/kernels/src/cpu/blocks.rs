@@ -126,15 +126,12 @@ pub(crate) fn sum_rows<const N: usize>(
     add: impl Fn(Range<usize>, [&[f32]; N], &mut [f32]),
 ) {
     let (t, columns) = (operands[0].len() / d, column..column + out.len());
-    let mut rooms: [Room; N] = std::array::from_fn(|_| Room::default());
+    let mut operands = operands.map(|x| (x, Room::default()));
     let step = rows_per_tile(out.len());
     for first in (0..t).step_by(step) {
         let rows = first..t.min(first + step);
-        let mut operands = operands.into_iter();
-        let tiles = rooms.each_mut().map(|room| match operands.next() {
-            Some(x) => room.read_columns(x, d, rows.clone(), columns.clone()),
-            None => &[],
-        });
+        let tiles =
+            operands.each_mut().map(|(x, room)| room.read_columns(*x, d, rows.clone(), columns.clone()));
         add(rows, tiles, out);
     }
 }

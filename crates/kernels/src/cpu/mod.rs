@@ -51,6 +51,10 @@ impl Kernels for Cpu {
     fn prefers(&self) -> DType {
         if gemm::has_bf16_dot_products() { DType::Bf16 } else { DType::F32 }
     }
+
+    fn within(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
 }
 
 impl Memory for Cpu {

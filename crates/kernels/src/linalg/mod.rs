@@ -9,4 +9,4 @@ mod orthonormal;
 mod svd;
 
 pub use orthonormal::random_orthonormal;
-pub use svd::{SvdOptions, TruncatedSvd, truncated_svd};
+pub use svd::{SvdOptions, TruncatedSvd, truncated_svd, truncated_svd_bytes};

@@ -10,6 +10,17 @@ use lora_sb_kernels::{Cpu, DType, Generator, Kernels, SharedBytes, Stream, Tenso
 /// Unit roundoff of `f32`.
 pub(crate) const EPS: f64 = (f32::EPSILON / 2.0) as f64;
 
+/// Unit roundoff of `bf16`, which has 8 significant bits.
+pub(crate) const BF16_EPS: f64 = 1.0 / 256.0;
+
+/// The types of activations.
+pub(crate) const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
+
+/// Every combination of the types of three activations.
+pub(crate) fn type_triples() -> impl Iterator<Item = [DType; 3]> {
+    (0..8).map(|case: usize| [case / 4, case / 2 % 2, case % 2].map(|which| DTYPES[which]))
+}
+
 /// The devices that every operation is checked on.
 pub(crate) fn devices() -> Vec<Box<dyn Kernels>> {
     vec![Box::new(Cpu::new(2).unwrap())]
@@ -102,6 +113,26 @@ pub(crate) fn weight(
     (kernels.from_bytes(shared, dtype, shape).unwrap(), rounded)
 }
 
+/// An owned activation on the device, and its elements after rounding to its type.
+pub(crate) fn activation(
+    kernels: &dyn Kernels,
+    dtype: DType,
+    values: &[f32],
+    shape: &[usize],
+) -> (Tensor, Vec<f32>) {
+    let mut tensor = kernels.empty_of(dtype, shape).unwrap();
+    kernels.write_f32(&mut tensor, values).unwrap();
+    (tensor, rounded(dtype, values))
+}
+
+/// The nearest values of a type.
+pub(crate) fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
+    match dtype {
+        DType::Bf16 => values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
+        _ => values.to_vec(),
+    }
+}
+
 struct Aligned(Vec<u64>);
 
 impl AsRef<[u8]> for Aligned {
@@ -138,4 +169,24 @@ pub(crate) fn close(case: &str, found: &[f32], truth: &[f64], relative: f64, mag
             "{case}: element {i} is {found}, truth {truth}: off by {error}, allowed {allowed}"
         );
     }
+}
+
+/// [`close`] for what is stored in an activation's type: a `bf16` element may be off by its rounding besides.
+#[track_caller]
+pub(crate) fn close_in(
+    dtype: DType,
+    case: &str,
+    found: &[f32],
+    truth: &[f64],
+    relative: f64,
+    magnitude: &[f64],
+) {
+    if dtype == DType::F32 {
+        return close(case, found, truth, relative, magnitude);
+    }
+    let errors = truth.iter().zip(magnitude).map(|(truth, magnitude)| {
+        let before = relative * magnitude;
+        before + BF16_EPS * (truth.abs() + before)
+    });
+    close(case, found, truth, 1.0, &errors.collect::<Vec<f64>>());
 }

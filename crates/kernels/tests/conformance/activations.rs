@@ -1,9 +1,9 @@
 //! The activations, alone and as gates.
 
-use lora_sb_kernels::Activation;
-use lora_sb_kernels::op::{activation, gated_activation};
+use lora_sb_kernels::op::{self, gated_activation};
+use lora_sb_kernels::{Activation, DType, Tensor};
 
-use crate::common::{Draw, EPS, close, devices, widen};
+use crate::common::{Draw, EPS, activation, close_in, devices, type_triples, widen};
 
 const ACTIVATIONS: [Activation; 4] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Tanh];
@@ -39,7 +39,7 @@ fn sizes(activation: Activation, z: f64) -> (f64, f64) {
             (8.0 * (s + flushed) * z.abs(), 12.0 * (s + flushed) * (1.0 + z.abs()))
         }
         Activation::Gelu => {
-            let (value, slope) = activation::naive::value_and_slope(activation, z);
+            let (value, slope) = op::activation::naive::value_and_slope(activation, z);
             let phi = if z == 0.0 { 0.5 } else { value / z };
             let (size, density) = (s_like(phi, z * z / 2.0), slope - phi);
             let second = density.abs() * (1.0 + z * z / 2.0) + z.abs() * flushed;
@@ -57,27 +57,36 @@ fn sizes(activation: Activation, z: f64) -> (f64, f64) {
     }
 }
 
+/// Every function with every combination of three operands' types and every shape.
+fn cases() -> impl Iterator<Item = (Activation, [DType; 3], [usize; 2])> {
+    ACTIVATIONS
+        .into_iter()
+        .flat_map(|function| type_triples().map(move |types| (function, types)))
+        .flat_map(|(function, types)| SHAPES.map(|shape| (function, types, shape)))
+}
+
 #[test]
 fn activations_and_their_gradients() {
     for kernels in devices() {
-        for (function, shape) in ACTIVATIONS.into_iter().flat_map(|f| SHAPES.map(|shape| (f, shape))) {
+        for (function, [x_type, y_type, dy_type], shape) in cases() {
             let length = shape[0] * shape[1];
             let mut draw = Draw::new(length as u64);
-            let (z, dy) = (arguments(&mut draw, length), draw.normal(length));
-            let mut x = kernels.from_f32(&z, &shape).unwrap();
-            let mut y = kernels.empty(&shape).unwrap();
+            let (mut x, z) = activation(&*kernels, x_type, &arguments(&mut draw, length), &shape);
+            let (dy_tensor, dy) = activation(&*kernels, dy_type, &draw.normal(length), &shape);
+            let mut y = kernels.empty_of(y_type, &shape).unwrap();
             kernels.activation(function, &x, &mut y).unwrap();
-            kernels.activation_backward(function, &mut x, &kernels.from_f32(&dy, &shape).unwrap()).unwrap();
+            kernels.activation_backward(function, &mut x, &dy_tensor).unwrap();
 
             let (z, dy) = (widen(&z), widen(&dy));
             let (mut value, mut gradient) = (vec![f64::NAN; length], z.clone());
-            activation::naive::forward(function, &z, &mut value);
-            activation::naive::backward(function, &mut gradient, &dy);
+            op::activation::naive::forward(function, &z, &mut value);
+            op::activation::naive::backward(function, &mut gradient, &dy);
             let size: Vec<f64> = z.iter().map(|&z| sizes(function, z).0).collect();
-            let case = format!("{function:?} of {shape:?}");
-            close(&case, &kernels.to_f32(&y).unwrap(), &value, EPS, &size);
+            let case = format!("{function:?} of {shape:?}, {x_type} to {y_type}, dy {dy_type}");
+            close_in(y_type, &case, &kernels.to_f32(&y).unwrap(), &value, EPS, &size);
             let size: Vec<f64> = z.iter().zip(&dy).map(|(&z, dy)| sizes(function, z).1 * dy.abs()).collect();
-            close(&format!("{case}: dx"), &kernels.to_f32(&x).unwrap(), &gradient, EPS, &size);
+            let case = format!("{case}: dx");
+            close_in(x_type, &case, &kernels.to_f32(&x).unwrap(), &gradient, EPS, &size);
         }
     }
 }
@@ -85,14 +94,14 @@ fn activations_and_their_gradients() {
 #[test]
 fn gated_activations_and_their_gradients() {
     for kernels in devices() {
-        for (function, shape) in ACTIVATIONS.into_iter().flat_map(|f| SHAPES.map(|shape| (f, shape))) {
+        for (function, [gate_type, up_type, h_type], shape) in cases() {
             let length = shape[0] * shape[1];
             let mut draw = Draw::new(length as u64);
-            let gate = arguments(&mut draw, length);
-            let (up, dh) = (draw.normal(length), draw.normal(length));
-            let tensor = |values: &[f32]| kernels.from_f32(values, &shape).unwrap();
-            let (mut gate_tensor, mut up_tensor, dh_tensor) = (tensor(&gate), tensor(&up), tensor(&dh));
-            let mut h = kernels.empty(&shape).unwrap();
+            let tensor = |dtype, values: &[f32]| activation(&*kernels, dtype, values, &shape);
+            let (mut gate_tensor, gate) = tensor(gate_type, &arguments(&mut draw, length));
+            let (mut up_tensor, up) = tensor(up_type, &draw.normal(length));
+            let (dh_tensor, dh) = tensor(h_type, &draw.normal(length));
+            let mut h = kernels.empty_of(h_type, &shape).unwrap();
             kernels.gated_activation(function, &gate_tensor, &up_tensor, &mut h).unwrap();
             kernels
                 .gated_activation_backward(function, &mut gate_tensor, &mut up_tensor, &dh_tensor)
@@ -104,9 +113,9 @@ fn gated_activations_and_their_gradients() {
             let (mut dgate, mut dup) = (gate.clone(), up.clone());
             gated_activation::naive::backward(function, &mut dgate, &mut dup, &dh);
             let size = |of: &dyn Fn(usize) -> f64| (0..length).map(of).collect::<Vec<f64>>();
-            let check = |what, tensor, truth: &[f64], size: Vec<f64>| {
-                let case = format!("{function:?} of {shape:?}: {what}");
-                close(&case, &kernels.to_f32(tensor).unwrap(), truth, EPS, &size);
+            let check = |what, tensor: &Tensor, truth: &[f64], size: Vec<f64>| {
+                let case = format!("{function:?} of {shape:?}, {gate_type}, {up_type}, {h_type}: {what}");
+                close_in(tensor.dtype(), &case, &kernels.to_f32(tensor).unwrap(), truth, EPS, &size);
             };
             check("h", &h, &truth, size(&|i| sizes(function, gate[i]).0 * up[i].abs()));
             check("dup", &up_tensor, &dup, size(&|i| sizes(function, gate[i]).0 * dh[i].abs()));

@@ -3,7 +3,10 @@
 use lora_sb_kernels::op::channel;
 use lora_sb_kernels::{Accum, DType};
 
-use crate::common::{Draw, EPS, SOURCES, Source, close, devices, magnitudes, sum_error, weight, widen};
+use crate::common::{
+    DTYPES, Draw, EPS, SOURCES, Source, activation, close, close_in, devices, magnitudes, sum_error,
+    type_triples, weight, widen,
+};
 
 /// (T, N) or (N, K): nothing, one row, one column, around the blocks of work and of a register.
 const SHAPES: [(usize, usize); 9] =
@@ -21,16 +24,16 @@ fn before(accum: Accum) -> f32 {
 fn scaled_channels() {
     for kernels in devices() {
         for (t, n) in SHAPES {
-            for source in SOURCES {
+            for (source, dtype) in SOURCES.into_iter().flat_map(|source| DTYPES.map(|dtype| (source, dtype)))
+            {
                 let mut draw = Draw::new((t * 31 + n) as u64);
                 let (c_tensor, c) = weight(&*kernels, source, &draw.normal(n), &[n]);
-                let y = draw.normal(t * n);
-                let mut y_tensor = kernels.from_f32(&y, &[t, n]).unwrap();
+                let (mut y_tensor, y) = activation(&*kernels, dtype, &draw.normal(t * n), &[t, n]);
                 kernels.scale_channels(&c_tensor, &mut y_tensor).unwrap();
                 let mut truth = widen(&y);
                 channel::naive::scale(&widen(&c), &mut truth);
                 let (found, sizes) = (kernels.to_f32(&y_tensor).unwrap(), magnitudes(&truth));
-                close(&format!("T={t} N={n} {source:?}"), &found, &truth, EPS, &sizes);
+                close_in(dtype, &format!("T={t} N={n} {source:?} {dtype}"), &found, &truth, EPS, &sizes);
             }
         }
     }
@@ -40,12 +43,14 @@ fn scaled_channels() {
 fn products_of_channels() {
     for kernels in devices() {
         for (t, n) in SHAPES {
-            for accum in [Accum::Replace, Accum::Add] {
+            for ([a_type, b_type, _], accum) in
+                type_triples().zip([Accum::Replace, Accum::Add].into_iter().cycle())
+            {
                 let mut draw = Draw::new((t * 37 + n) as u64);
-                let [a, b] = [draw.normal(t * n), draw.normal(t * n)];
-                let tensor = |values: &[f32]| kernels.from_f32(values, &[t, n]).unwrap();
+                let (a_tensor, a) = activation(&*kernels, a_type, &draw.normal(t * n), &[t, n]);
+                let (b_tensor, b) = activation(&*kernels, b_type, &draw.normal(t * n), &[t, n]);
                 let mut out = kernels.from_f32(&vec![before(accum); n], &[n]).unwrap();
-                kernels.channel_products(&tensor(&a), &tensor(&b), accum, &mut out).unwrap();
+                kernels.channel_products(&a_tensor, &b_tensor, accum, &mut out).unwrap();
                 let (a, b) = (widen(&a), widen(&b));
                 let mut truth = vec![f64::from(before(accum)); n];
                 channel::naive::channel_products(&a, &b, accum, &mut truth);
@@ -54,7 +59,8 @@ fn products_of_channels() {
                 // A channel's terms are added one after another.
                 let error = sum_error(t).max(EPS * t as f64 / 4.0);
                 let found = kernels.to_f32(&out).unwrap();
-                close(&format!("T={t} N={n} {accum:?}"), &found, &truth, error, &sizes);
+                let case = format!("T={t} N={n} {a_type} {b_type} {accum:?}");
+                close(&case, &found, &truth, error, &sizes);
             }
         }
     }

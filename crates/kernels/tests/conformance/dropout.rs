@@ -3,7 +3,7 @@
 use lora_sb_kernels::op::dropout;
 use lora_sb_kernels::{Accum, Cpu, Dropout, DropoutMask, Memory};
 
-use crate::common::{Draw, EPS, close, devices, magnitudes, widen};
+use crate::common::{Draw, EPS, activation, close_in, devices, magnitudes, type_triples, widen};
 
 /// None, one, around the chunks of words and the blocks of work.
 const LENGTHS: [usize; 8] = [0, 1, 2, 255, 257, 1009, 16_384, 50_021];
@@ -49,24 +49,26 @@ fn masked_elements() {
         for length in LENGTHS {
             for (rate, seed) in [(0.0, 1), (0.05, 2), (0.5, u64::MAX), (1.0 - f32::EPSILON / 2.0, 0)] {
                 let mut draws = Draw::new(length as u64);
-                let (x, before) = (draws.normal(length), draws.normal(length));
+                let [x, before] = [(); 2].map(|()| draws.normal(length));
                 let (mask, scale) = (DropoutMask::new(rate, seed).unwrap(), 1.0 / (1.0 - f64::from(rate)));
                 let threshold = (f64::from(rate) * 4_294_967_296.0).floor();
                 for index in 0..length {
                     let kept = f64::from(draw(seed, index as u64)) >= threshold;
                     assert_eq!(mask.keeps(index), kept, "rate {rate}, seed {seed}, index {index}");
                 }
-                let x_tensor = kernels.from_f32(&x, &[length]).unwrap();
-                for accum in [Accum::Replace, Accum::Add] {
+                for ([x_type, y_type, _], accum) in
+                    type_triples().zip([Accum::Replace, Accum::Add].into_iter().cycle())
+                {
+                    let (x_tensor, x) = activation(&*kernels, x_type, &x, &[length]);
                     let held = if accum == Accum::Add { before.clone() } else { vec![f32::NAN; length] };
-                    let mut y = kernels.from_f32(&held, &[length]).unwrap();
+                    let (mut y, held) = activation(&*kernels, y_type, &held, &[length]);
                     kernels.dropout(rate, seed, &x_tensor, accum, &mut y).unwrap();
                     let mut truth = widen(&held);
                     dropout::naive::dropout(mask, scale, &widen(&x), accum, &mut truth);
                     let mut sizes = magnitudes(&widen(&before));
                     dropout::naive::dropout(mask, scale, &magnitudes(&widen(&x)), Accum::Add, &mut sizes);
-                    let case = format!("{length}, rate {rate}, {accum:?}");
-                    close(&case, &kernels.to_f32(&y).unwrap(), &truth, 3.0 * EPS, &sizes);
+                    let case = format!("{length}, rate {rate}, {accum:?}, {x_type} to {y_type}");
+                    close_in(y_type, &case, &kernels.to_f32(&y).unwrap(), &truth, 3.0 * EPS, &sizes);
                 }
             }
         }

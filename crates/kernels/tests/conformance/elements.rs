@@ -1,26 +1,54 @@
 //! Operations on each element alone, and the reduction to one number.
 
-use lora_sb_kernels::AdamWStep;
 use lora_sb_kernels::op::{adamw, elementwise};
+use lora_sb_kernels::{AdamWStep, DType};
 
-use crate::common::{Draw, EPS, close, devices, magnitudes, widen};
+use crate::common::{
+    DTYPES, Draw, EPS, SOURCES, activation, close, close_in, devices, magnitudes, rounded, type_triples,
+    weight, widen,
+};
 
 /// Numbers of elements: none, one, around a register, several blocks of work and a rest.
 const LENGTHS: [usize; 6] = [0, 1, 17, 1009, 16_384, 50_021];
 
 #[test]
-fn addition() {
+fn casts() {
     for kernels in devices() {
         for length in LENGTHS {
+            for (source, to) in SOURCES.into_iter().flat_map(|source| DTYPES.map(|to| (source, to))) {
+                let (x, values) =
+                    weight(&*kernels, source, &Draw::new(length as u64).normal(length), &[length]);
+                let mut y = kernels.empty_of(to, &[length]).unwrap();
+                kernels.cast(&x, &mut y).unwrap();
+                assert_eq!(
+                    kernels.to_f32(&y).unwrap(),
+                    rounded(to, &values),
+                    "{source:?} to {to} of {length}"
+                );
+            }
+            let (x, values) = activation(&*kernels, DType::Bf16, &Draw::new(1).normal(length), &[length]);
+            let mut y = kernels.empty(&[length]).unwrap();
+            kernels.cast(&x, &mut y).unwrap();
+            assert_eq!(kernels.to_f32(&y).unwrap(), values, "owned bf16 to f32 of {length}");
+        }
+    }
+}
+
+#[test]
+fn addition() {
+    for kernels in devices() {
+        for (length, [x_type, y_type, _]) in
+            LENGTHS.into_iter().flat_map(|length| type_triples().step_by(2).map(move |types| (length, types)))
+        {
             let mut draw = Draw::new(length as u64);
-            let (x, y) = (draw.normal(length), draw.normal(length));
-            let mut truth = widen(&y);
-            elementwise::naive::add(f64::from(-0.3f32), &widen(&x), &mut truth);
-            let magnitude: Vec<f64> = x.iter().zip(&y).map(|(x, y)| f64::from(x.abs() + y.abs())).collect();
-            let x = kernels.from_f32(&x, &[length]).unwrap();
-            let mut y = kernels.from_f32(&y, &[length]).unwrap();
-            kernels.add(-0.3, &x, &mut y).unwrap();
-            close(&format!("add of {length}"), &kernels.to_f32(&y).unwrap(), &truth, 2.0 * EPS, &magnitude);
+            let (x_tensor, x) = activation(&*kernels, x_type, &draw.normal(length), &[length]);
+            let (mut y_tensor, y) = activation(&*kernels, y_type, &draw.normal(length), &[length]);
+            kernels.add(-0.3, &x_tensor, &mut y_tensor).unwrap();
+            let (x, mut truth) = (widen(&x), widen(&y));
+            let magnitude: Vec<f64> = x.iter().zip(&truth).map(|(x, y)| x.abs() + y.abs()).collect();
+            elementwise::naive::add(f64::from(-0.3f32), &x, &mut truth);
+            let case = format!("add of {length}, {x_type} to {y_type}");
+            close_in(y_type, &case, &kernels.to_f32(&y_tensor).unwrap(), &truth, 2.0 * EPS, &magnitude);
         }
     }
 }
@@ -28,10 +56,14 @@ fn addition() {
 #[test]
 fn fill_writes_every_element() {
     for kernels in devices() {
-        for length in LENGTHS {
-            let mut x = kernels.empty(&[length]).unwrap();
+        for (length, dtype) in LENGTHS.into_iter().flat_map(|length| DTYPES.map(|dtype| (length, dtype))) {
+            let mut x = kernels.empty_of(dtype, &[length]).unwrap();
             kernels.fill(0.1, &mut x).unwrap();
-            assert!(kernels.to_f32(&x).unwrap().iter().all(|&x| x == 0.1), "{length}");
+            assert_eq!(
+                kernels.to_f32(&x).unwrap(),
+                rounded(dtype, &vec![0.1; length]),
+                "{dtype} of {length}"
+            );
         }
     }
 }
@@ -39,14 +71,15 @@ fn fill_writes_every_element() {
 #[test]
 fn scaled_sign_has_the_bits_of_the_specification() {
     for kernels in devices() {
-        for length in LENGTHS {
+        for (length, dtype) in LENGTHS.into_iter().flat_map(|length| DTYPES.map(|dtype| (length, dtype))) {
             let mut values = Draw::new(length as u64).normal(length);
             let special = [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE / 8.0];
             values.iter_mut().zip(special).for_each(|(value, special)| *value = special);
-            let mut x = kernels.from_f32(&values, &[length]).unwrap();
+            let (mut x, mut values) = activation(&*kernels, dtype, &values, &[length]);
             kernels.scaled_sign(-0.3, &mut x).unwrap();
             elementwise::naive::scaled_sign(-0.3, &mut values);
-            assert_eq!(bits(&kernels.to_f32(&x).unwrap()), bits(&values), "{length}");
+            let truth = rounded(dtype, &values);
+            assert_eq!(bits(&kernels.to_f32(&x).unwrap()), bits(&truth), "{dtype} of {length}");
         }
     }
 }
@@ -54,12 +87,13 @@ fn scaled_sign_has_the_bits_of_the_specification() {
 #[test]
 fn scaling() {
     for kernels in devices() {
-        for length in LENGTHS {
-            let mut values = Draw::new(length as u64).normal(length);
-            let mut x = kernels.from_f32(&values, &[length]).unwrap();
+        for (length, dtype) in LENGTHS.into_iter().flat_map(|length| DTYPES.map(|dtype| (length, dtype))) {
+            let (mut x, mut values) =
+                activation(&*kernels, dtype, &Draw::new(length as u64).normal(length), &[length]);
             kernels.scale(-0.3, &mut x).unwrap();
             elementwise::naive::scale(-0.3, &mut values);
-            assert_eq!(bits(&kernels.to_f32(&x).unwrap()), bits(&values), "{length}");
+            let truth = rounded(dtype, &values);
+            assert_eq!(bits(&kernels.to_f32(&x).unwrap()), bits(&truth), "{dtype} of {length}");
         }
     }
 }
@@ -67,19 +101,21 @@ fn scaling() {
 #[test]
 fn soft_caps() {
     for kernels in devices() {
-        for length in LENGTHS {
+        for (length, dtype) in LENGTHS.into_iter().flat_map(|length| DTYPES.map(|dtype| (length, dtype))) {
             for cap in [1e-3f32, 0.7, 30.0, 1e30] {
                 let mut values = Draw::new(length as u64).normal(length);
                 let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, 0.625 * cap];
                 values.iter_mut().zip(special).for_each(|(value, special)| *value = special);
-                let mut x = kernels.from_f32(&values, &[length]).unwrap();
+                let (mut x, values) = activation(&*kernels, dtype, &values, &[length]);
                 kernels.soft_cap(cap, &mut x).unwrap();
                 let mut truth = widen(&values);
                 elementwise::naive::soft_cap(cap, &mut truth);
                 let (found, magnitude) = (kernels.to_f32(&x).unwrap(), magnitudes(&truth));
                 // 4 roundings of tanh, 2 of x / cap by the reciprocal, 1 of the product.
-                close(&format!("cap {cap} of {length}"), &found, &truth, 8.0 * EPS, &magnitude);
-                assert!(found.iter().all(|x| x.abs() <= cap), "nothing is larger than the cap {cap}");
+                let case = format!("cap {cap} of {length}, {dtype}");
+                close_in(dtype, &case, &found, &truth, 8.0 * EPS, &magnitude);
+                let largest = rounded(dtype, &[cap])[0];
+                assert!(found.iter().all(|x| x.abs() <= largest), "{case}: nothing is larger than the cap");
             }
         }
         let mut x = kernels.from_f32(&[f32::NAN], &[1]).unwrap();
@@ -151,6 +187,9 @@ fn sum_of_squares() {
                 }
             }
         }
+        let mut rounded = kernels.empty_of(DType::Bf16, &[3]).unwrap();
+        kernels.write_f32(&mut rounded, &[1.0, -257.0, 0.5]).unwrap();
+        assert_eq!(kernels.sum_of_squares(&rounded).unwrap(), 1.25 + 256.0 * 256.0);
         let overflowing = kernels.from_f32(&[3e38, 3e38], &[2]).unwrap();
         assert!(kernels.sum_of_squares(&overflowing).unwrap().is_finite(), "squares are taken in f64");
     }

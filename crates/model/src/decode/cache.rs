@@ -147,7 +147,7 @@ pub(super) struct LayerCache {
 impl LayerCache {
     pub(super) fn new(model: &Model, layout: &Layout) -> Result<Self> {
         let shape = [layout.rows, model.config.num_key_value_heads * model.config.head_dim];
-        Ok(LayerCache { k: model.kernels.empty(&shape)?, v: model.kernels.empty(&shape)? })
+        Ok(LayerCache { k: model.operand(&shape)?, v: model.operand(&shape)? })
     }
 
     /// Keeps the new tokens' k and v `[T, G*E]`; o `[T, H*E]` and lse `[T, H]` of their queries q `[T, H*E]`.
@@ -169,7 +169,7 @@ impl LayerCache {
             return model.attend(layer, &step.segments, q, &self.k, &self.v);
         };
         let gathered = |cache: &Tensor, x: &Tensor| -> Result<Tensor> {
-            let mut all = kernels.empty(&[step.segments.keys(), x.shape()[1]])?; // [S, G*E]
+            let mut all = model.operand(&[step.segments.keys(), x.shape()[1]])?; // [S, G*E]
             kernels.copy_rows(&cached.from, cache, &cached.to, &mut all)?;
             kernels.copy_rows(&fresh.from, x, &fresh.to, &mut all)?;
             Ok(all)

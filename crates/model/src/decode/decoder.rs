@@ -74,18 +74,18 @@ impl<'a> Decoder<'a> {
             grown.iter().flat_map(|piece| piece.held as u32..(piece.held + piece.new) as u32).collect();
         let positions = upload(&positions)?; // [T]
 
-        let mut x = model.lookup(&upload(&ids)?)?; // [T, D]
-        for (layer, (layout, cache)) in self.caches.iter_mut().enumerate() {
-            let attend: Attend<'_> = &mut |q, k, v| cache.attend(model, layer, &steps[*layout], q, k, v);
-            (x, _) = model.block(layer, x, &positions, attend, hook)?;
-        }
         let ends = grown.iter().scan(0, |end, piece| {
             *end += piece.new as u32;
             Some(*end - 1)
         });
-        let mut last = model.kernels.empty(&[pieces.len(), model.config.hidden_size])?; // [pieces, D]
-        model.kernels.gather_rows(&upload(&ends.collect::<Vec<_>>())?, &x, &mut last)?;
-        model.project(last)
+        let ends = upload(&ends.collect::<Vec<_>>())?; // [pieces]
+
+        let mut x = model.lookup(&upload(&ids)?)?; // [T, D]; of the last block [pieces, D]
+        for (layer, (layout, cache)) in self.caches.iter_mut().enumerate() {
+            let attend: Attend<'_> = &mut |q, k, v| cache.attend(model, layer, &steps[*layout], q, k, v);
+            (x, _) = model.block(layer, x, &positions, attend, model.read_behind(layer, &ends), hook)?;
+        }
+        model.project(x)
     }
 
     /// Checks the pieces, and counts their tokens as held.

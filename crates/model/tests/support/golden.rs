@@ -74,8 +74,13 @@ impl Golden {
         self.json("meta.json")
     }
 
+    /// The difference of transformers' f32 from its f64.
+    pub(crate) fn noise(&self, quantity: &str) -> f64 {
+        self.meta()["f32_vs_f64"][quantity].as_f64().unwrap()
+    }
+
     pub(crate) fn tolerance(&self, quantity: &str) -> f64 {
-        NOISE * self.meta()["f32_vs_f64"][quantity].as_f64().unwrap()
+        NOISE * self.noise(quantity)
     }
 
     fn weight_file(&self, file: &str) -> WeightFile {

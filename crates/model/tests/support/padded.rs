@@ -189,8 +189,8 @@ impl Memory for Padded {
         }
     }
 
-    fn empty(&self, shape: &[usize]) -> Result<Tensor> {
-        self.cpu.empty(shape)
+    fn empty_of(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+        self.cpu.empty_of(dtype, shape)
     }
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {
@@ -225,6 +225,10 @@ impl Memory for Padded {
 impl Kernels for Padded {
     fn name(&self) -> String {
         "cpu with padding".into()
+    }
+
+    fn prefers(&self) -> DType {
+        self.cpu.prefers()
     }
 }
 
@@ -269,6 +273,7 @@ delegate! {
         fn dropout(rate: f32, seed: u64, x: &Tensor, accum: Accum, y: &mut Tensor) -> Result<()>;
     }
     Elementwise {
+        fn cast(x: &Tensor, y: &mut Tensor) -> Result<()>;
         fn add(alpha: f32, x: &Tensor, y: &mut Tensor) -> Result<()>;
         fn fill(value: f32, x: &mut Tensor) -> Result<()>;
         fn scaled_sign(alpha: f32, x: &mut Tensor) -> Result<()>;
@@ -283,11 +288,16 @@ delegate! {
     LayerNorm {
         fn layer_norm(x: &Tensor, gain: &Tensor, shift: &Tensor, eps: f32, y: &mut Tensor, mean: &mut Tensor,
             rstd: &mut Tensor) -> Result<()>;
+        fn add_layer_norm(f: &Tensor, x: &mut Tensor, gain: &Tensor, shift: &Tensor, eps: f32, y: &mut Tensor,
+            mean: &mut Tensor, rstd: &mut Tensor) -> Result<()>;
         fn layer_norm_backward(x: &Tensor, gain: &Tensor, statistics: (&Tensor, &Tensor), dy: &Tensor, accum: Accum,
             dx: &mut Tensor, dgain: Option<&mut Tensor>, dshift: Option<&mut Tensor>) -> Result<()>;
     }
     Linear {
         fn linear(x: &Tensor, w: &Tensor, alpha: f32, accum: Accum, y: &mut Tensor) -> Result<()>;
+        fn linear_fused(x: &Tensor, w: &Tensor, extra: Extra<'_>, accum: Accum, y: &mut Tensor) -> Result<()>;
+        fn linear_input_gradient_fused(dy: &Tensor, w: &Tensor, term: Option<(&Tensor, &Tensor)>, accum: Accum,
+            dx: &mut Tensor) -> Result<()>;
         fn linear_input_gradient(dy: &Tensor, w: &Tensor, alpha: f32, accum: Accum,
             dx: &mut Tensor) -> Result<()>;
         fn linear_weight_gradient(dy: &Tensor, x: &Tensor, alpha: f32, accum: Accum,
@@ -298,6 +308,8 @@ delegate! {
     }
     RmsNorm {
         fn rms_norm(x: &Tensor, gain: &Tensor, kind: RmsGain, eps: f32, y: &mut Tensor,
+            rstd: &mut Tensor) -> Result<()>;
+        fn add_rms_norm(f: &Tensor, x: &mut Tensor, gain: &Tensor, kind: RmsGain, eps: f32, y: &mut Tensor,
             rstd: &mut Tensor) -> Result<()>;
         fn rms_norm_backward(x: &Tensor, gain: &Tensor, kind: RmsGain, rstd: &Tensor, dy: &Tensor, accum: Accum,
             dx: &mut Tensor, dgain: Option<&mut Tensor>) -> Result<()>;

@@ -16,7 +16,7 @@ pub(crate) fn options() -> Result<BTreeMap<String, String>, Anything> {
     std::env::args().skip(1).map(option).collect()
 }
 
-/// Row `number` of a token stream of `scripts/compare_step.py`: id t is
+/// Row `number` of a token stream, of which `scripts/compare_step.py` makes the same: id t is
 /// `5 + splitmix64(stream * 2^48 + number * length + t) mod (vocabulary - 5)`.
 pub(crate) fn row(stream: u64, number: usize, length: usize, vocabulary: usize) -> Vec<u32> {
     let id = |t: usize| {

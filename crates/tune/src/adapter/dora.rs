@@ -4,16 +4,16 @@
 //! `c = m / |W0 + s B A|`, a factor for each row, and b the layer's bias:
 //!
 //! ```text
-//! u = x A^T    z = x W0^T + s u B^T              y = c z + b
-//! e = c dy     dm = sum over t of dy z / norm    dB += s e^T u    v = e B    dA += s v^T x
-//!              dx += s v A + (e - dy) W0         (dy W0 is there already)
+//! u = s x A^T    z = x W0^T + u B^T                y = c z + b
+//! e = c dy       dm = sum over t of dy z / norm    dB += e^T u    v = s e B    dA += v^T x    dx = e W0 + v A
 //! ```
 //!
 //! The norm counts as a constant in the backward pass (the paper's section 4.3, and PEFT). Kept for backward: u
-//! and z `[T, out]`; the gradient of A needs x as well. Against LoRA a layer costs one more product with W0.
+//! and z `[T, out]`; the gradient of A needs x as well.
 //!
 //! With dropout D, as in PEFT, what is rescaled sees D(x), and the layer's own product sees x:
-//! `z = D(x) W0^T + s D(x) A^T B^T` and `y = x W0^T + b + c z - D(x) W0^T`.
+//! `z = D(x) W0^T + u B^T` with `u = s D(x) A^T`, `y = x W0^T + b + c z - D(x) W0^T`, and
+//! `dx = dy W0 + D ((e - dy) W0 + v A)`: two more products with W0.
 //!
 //! # Norms of rows
 //!
@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
-use lora_sb_model::{Layer, LinearHook, Site, SiteSaved};
+use lora_sb_model::{Frozen, Layer, LinearHook, Site, SiteSaved};
 
 use super::dropout::InputDropout;
 use super::{Adapter, Factors, Part, Pass, Visitor, missing, scaled};
@@ -183,35 +183,39 @@ impl LinearHook for Dora {
         kernels: &dyn Kernels,
         layer: Layer<'_>,
         x: &Tensor,
+        accum: Accum,
         y: &mut Tensor,
     ) -> Result<SiteSaved> {
-        let Some(state) = self.sites.get(&layer.site) else { return Ok(SiteSaved(Vec::new())) };
+        let Some(state) = self.sites.get(&layer.site) else {
+            return Frozen.forward(kernels, layer, x, accum, y);
+        };
         let factors = &state.rescaling(kernels, self.scale, layer.weight)?.factors;
+        let unbiased = Layer { bias: None, ..layer };
         let dropped = self.dropout.apply(kernels, layer.site, x)?; // [T, in]
-        let mut u = kernels.empty(&[x.shape()[0], state.a.shape()[0]])?; // [T, r]
-        kernels.linear(dropped.as_ref().unwrap_or(x), &state.a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
+        let mut u = kernels.empty_of(x.dtype(), &[x.shape()[0], state.a.shape()[0]])?; // [T, r]
+        let seen = dropped.as_ref().unwrap_or(x);
+        kernels.linear(seen, &state.a, self.scale, Accum::Replace, &mut u)?; // u = s x A^T
+        let mut z = kernels.empty_of(y.dtype(), y.shape())?; // [T, out]
         let Some(dropped) = dropped else {
-            kernels.linear(&u, &state.b, self.scale, Accum::Add, y)?; // y = z + b
-            let mut z = scaled(kernels, 1.0, y)?; // [T, out]
-            kernels.scale_channels(factors, y)?;
+            unbiased.forward(kernels, x, Some((&u, &state.b)), Accum::Replace, &mut z)?;
+            match accum {
+                Accum::Replace => {
+                    kernels.cast(&z, y)?;
+                    kernels.scale_channels(factors, y)?;
+                }
+                Accum::Add => kernels.add(1.0, &rescaled(kernels, factors, &z)?, y)?,
+            }
             if let Some(bias) = layer.bias {
-                let bias = kernels.to_f32(bias)?;
-                let kept = kernels.to_f32(factors)?.into_iter().map(|factor| 1.0 - factor);
-                let kept: Vec<f32> = kept.zip(&bias).map(|(kept, bias)| kept * bias).collect();
-                kernels.bias(&kernels.from_f32(&kept, factors.shape())?, y)?; // y = c (z + b) + (1 - c) b
-                let negative: Vec<f32> = bias.iter().map(|bias| -bias).collect();
-                kernels.bias(&kernels.from_f32(&negative, factors.shape())?, &mut z)?;
+                kernels.bias(bias, y)?; // y = c z + b
             }
             return Ok(SiteSaved(vec![u, z]));
         };
-        let mut z = kernels.empty(y.shape())?; // [T, out]
-        kernels.linear(&dropped, layer.weight, 1.0, Accum::Replace, &mut z)?;
+        unbiased.forward(kernels, &dropped, None, Accum::Replace, &mut z)?;
         drop(dropped);
-        kernels.add(-1.0, &z, y)?; // y -= D(x) W0^T
-        kernels.linear(&u, &state.b, self.scale, Accum::Add, &mut z)?;
-        let mut rescaled = scaled(kernels, 1.0, &z)?;
-        kernels.scale_channels(factors, &mut rescaled)?;
-        kernels.add(1.0, &rescaled, y)?; // y += c z
+        layer.forward(kernels, x, None, accum, y)?;
+        kernels.add(-1.0, &z, y)?; // y = x W0^T + b - D(x) W0^T
+        kernels.linear(&u, &state.b, 1.0, Accum::Add, &mut z)?;
+        kernels.add(1.0, &rescaled(kernels, factors, &z)?, y)?; // y += c z
         Ok(SiteSaved(vec![u, z]))
     }
 
@@ -226,32 +230,45 @@ impl LinearHook for Dora {
         saved: SiteSaved,
         x: Option<&Tensor>,
         dy: &Tensor,
-        dx: Option<&mut Tensor>,
+        dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
-        let Some(state) = self.sites.get_mut(&layer.site) else { return Ok(()) };
+        let Some(state) = self.sites.get_mut(&layer.site) else {
+            return Frozen.backward(kernels, layer, saved, x, dy, dx);
+        };
         let (scale, dropout) = (self.scale, self.dropout);
         let [u, z] = saved.0.try_into().map_err(|_| missing(OP, "what its forward saved"))?;
         let x = x.ok_or_else(|| missing(OP, "the layer's input"))?;
         let rescaling = state.rescaling(kernels, scale, layer.weight)?;
         let slope = rescaling.magnitude_gradient(kernels, &z, dy)?; // [out]
         drop(z);
-        let mut e = scaled(kernels, 1.0, dy)?; // [T, out]
-        kernels.scale_channels(&rescaling.factors, &mut e)?; // e = c dy
+        let mut e = rescaled(kernels, &rescaling.factors, dy)?; // e = c dy; [T, out]
         kernels.add(1.0, &slope, &mut state.magnitude_gradient)?; // dm += sum over t of dy z / norm
-        let mut v = kernels.empty(u.shape())?; // [T, r]
-        kernels.linear_input_gradient(&e, &state.b, 1.0, Accum::Replace, &mut v)?; // v = e B
-        kernels.linear_weight_gradient(&e, &u, scale, Accum::Add, &mut state.b_gradient)?; // dB += s e^T u
+        let mut v = kernels.empty_of(dy.dtype(), u.shape())?; // [T, r]
+        kernels.linear_input_gradient(&e, &state.b, scale, Accum::Replace, &mut v)?; // v = s e B
+        kernels.linear_weight_gradient(&e, &u, 1.0, Accum::Add, &mut state.b_gradient)?; // dB += e^T u
         let dropped = dropout.apply(kernels, layer.site, x)?; // [T, in]
         let seen = dropped.as_ref().unwrap_or(x);
-        kernels.linear_weight_gradient(&v, seen, scale, Accum::Add, &mut state.a_gradient)?; // dA += s v^T x
+        kernels.linear_weight_gradient(&v, seen, 1.0, Accum::Add, &mut state.a_gradient)?; // dA += v^T x
+        let dropping = dropped.is_some();
         drop(dropped);
-        let Some(dx) = dx else { return Ok(()) };
+        let Some((dx, accum)) = dx else { return Ok(()) };
+        if !dropping {
+            return layer.input_gradient(kernels, &e, Some((&v, &state.a)), accum, dx); // dx = e W0 + v A
+        }
+        layer.input_gradient(kernels, dy, None, accum, dx)?; // dx = dy W0
         kernels.add(-1.0, dy, &mut e)?;
-        dropout.backward(kernels, layer.site, dx, |dx| {
-            kernels.linear_input_gradient(&v, &state.a, scale, Accum::Add, dx)?; // dx += s v A
-            kernels.linear_input_gradient(&e, layer.weight, 1.0, Accum::Add, dx) // dx += (e - dy) W0
+        dropout.backward(kernels, layer.site, dx, |seen| {
+            layer.input_gradient(kernels, &e, Some((&v, &state.a)), Accum::Replace, seen) // (e - dy) W0 + v A
         })
     }
+}
+
+/// `c y`, a new tensor of y's type; c `[out]`, y `[T, out]`.
+fn rescaled(kernels: &dyn Kernels, factors: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let mut out = kernels.empty_of(y.dtype(), y.shape())?;
+    kernels.cast(y, &mut out)?;
+    kernels.scale_channels(factors, &mut out)?;
+    Ok(out)
 }
 
 impl Adapter for Dora {

@@ -5,7 +5,7 @@
 //! that forward, backward and a block that is run again drop the same elements.
 
 use lora_sb_kernels::{Accum, Generator, Kernels, Result, Stream, Tensor};
-use lora_sb_model::Site;
+use lora_sb_model::{Layer, Site};
 
 use super::Pass;
 
@@ -33,27 +33,52 @@ impl InputDropout {
     /// Where the device fails.
     pub fn apply(&self, kernels: &dyn Kernels, site: Site, x: &Tensor) -> Result<Option<Tensor>> {
         let Some(seed) = self.seed(site) else { return Ok(None) };
-        let mut dropped = kernels.empty(x.shape())?; // [T, K]
+        let mut dropped = kernels.empty_of(x.dtype(), x.shape())?; // [T, K]
         kernels.dropout(self.rate, seed, x, Accum::Replace, &mut dropped)?;
         Ok(Some(dropped))
     }
 
-    /// Adds to dx `[T, K]` the gradient that comes through the mask; `add` adds the gradient of what the adapter
-    /// saw to the tensor that it is given.
+    /// `dx (+)= dy W0 + D (v A)` for a `term` (v, A): the gradient of a layer's input, what the adapter adds to it
+    /// passing the mask. Where nothing is dropped it is one pass over dx.
+    ///
+    /// dy `[T, N]`, dx `[T, K]`; v `[T, r]` of dy's type, A `[r, K]`.
     ///
     /// # Errors
-    /// Where `add` or the device fails.
+    /// Where the device fails.
+    pub fn input_gradient(
+        &self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        dy: &Tensor,
+        term: (&Tensor, &Tensor),
+        (dx, accum): (&mut Tensor, Accum),
+    ) -> Result<()> {
+        if self.seed(layer.site).is_none() {
+            return layer.input_gradient(kernels, dy, Some(term), accum, dx);
+        }
+        layer.input_gradient(kernels, dy, None, accum, dx)?;
+        self.backward(kernels, layer.site, dx, |seen| {
+            kernels.linear_input_gradient(term.0, term.1, 1.0, Accum::Replace, seen)
+        })
+    }
+
+    /// Adds to dx `[T, K]` the gradient of what the adapter saw, which `write` makes, through the mask.
+    ///
+    /// # Errors
+    /// Where `write` or the device fails.
     pub fn backward(
         &self,
         kernels: &dyn Kernels,
         site: Site,
         dx: &mut Tensor,
-        add: impl FnOnce(&mut Tensor) -> Result<()>,
+        write: impl FnOnce(&mut Tensor) -> Result<()>,
     ) -> Result<()> {
-        let Some(seed) = self.seed(site) else { return add(dx) };
-        let mut seen = kernels.zeros(dx.shape())?; // [T, K]
-        add(&mut seen)?;
-        kernels.dropout(self.rate, seed, &seen, Accum::Add, dx)
+        let mut seen = kernels.empty_of(dx.dtype(), dx.shape())?; // [T, K]
+        write(&mut seen)?;
+        match self.seed(site) {
+            Some(seed) => kernels.dropout(self.rate, seed, &seen, Accum::Add, dx),
+            None => kernels.add(1.0, &seen, dx),
+        }
     }
 
     /// Of the mask at a site; `None` where nothing is dropped.

@@ -5,9 +5,12 @@
 //! `[T, r]` product `u`, and nothing of the size `[T, in]`.
 //!
 //! ```text
-//! u = x A^T      h = u R^T      y += s h B^T
-//! v = dy B       dR += s v^T u  dx += s (v R) A
+//! u = x A^T      h = s u R^T    y = x W0^T + h B^T + b
+//! v = dy B       dR += s v^T u  w = s v R      dx = dy W0 + w A
 //! ```
+//!
+//! The last product of each line is one pass over y and dx. Where the model computes in `bf16`, u, v and the products
+//! with R are `f32` all the same; h and w are rounded, since products read them.
 //!
 //! dR is `s B^T dW A^T` for the weight's gradient `dW = dy^T x`: Lemma 2 of arXiv 2411.19557, with `dy^T x`
 //! never formed. With dropout, x is what is left of it, and dx passes the same mask; see
@@ -16,7 +19,7 @@
 use std::collections::BTreeMap;
 
 use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
-use lora_sb_model::{Layer, LinearHook, Site, SiteSaved};
+use lora_sb_model::{Frozen, Layer, LinearHook, Site, SiteSaved};
 
 use super::dropout::InputDropout;
 use super::{Adapter, Factors, Part, Pass, Visitor, saved_product};
@@ -62,18 +65,19 @@ impl LinearHook for Latent {
         kernels: &dyn Kernels,
         layer: Layer<'_>,
         x: &Tensor,
+        accum: Accum,
         y: &mut Tensor,
     ) -> Result<SiteSaved> {
         let Some(LatentSite { a, b, r, .. }) = self.sites.get(&layer.site) else {
-            return Ok(SiteSaved(Vec::new()));
+            return Frozen.forward(kernels, layer, x, accum, y);
         };
         let dropped = self.dropout.apply(kernels, layer.site, x)?; // [T, in]
-        let x = dropped.as_ref().unwrap_or(x);
         let shape = [x.shape()[0], r.shape()[0]]; // [T, r]
-        let (mut u, mut h) = (kernels.empty(&shape)?, kernels.empty(&shape)?);
-        kernels.linear(x, a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
-        kernels.linear(&u, r, 1.0, Accum::Replace, &mut h)?; // h = u R^T
-        kernels.linear(&h, b, self.scale, Accum::Add, y)?; // y += s h B^T
+        let (mut u, mut h) = (kernels.empty(&shape)?, kernels.empty_of(x.dtype(), &shape)?);
+        kernels.linear(dropped.as_ref().unwrap_or(x), a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
+        drop(dropped);
+        kernels.linear(&u, r, self.scale, Accum::Replace, &mut h)?; // h = s u R^T
+        layer.forward(kernels, x, Some((&h, b)), accum, y)?; // y = x W0^T + h B^T + b
         Ok(SiteSaved(vec![u]))
     }
 
@@ -86,22 +90,23 @@ impl LinearHook for Latent {
         kernels: &dyn Kernels,
         layer: Layer<'_>,
         saved: SiteSaved,
-        _x: Option<&Tensor>,
+        x: Option<&Tensor>,
         dy: &Tensor,
-        dx: Option<&mut Tensor>,
+        dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
-        let Some(LatentSite { a, b, r, gradient }) = self.sites.get_mut(&layer.site) else { return Ok(()) };
-        let scale = self.scale;
+        let Some(LatentSite { a, b, r, gradient }) = self.sites.get_mut(&layer.site) else {
+            return Frozen.backward(kernels, layer, saved, x, dy, dx);
+        };
         let u = saved_product("latent adapter", saved)?;
         let mut v = kernels.empty(u.shape())?; // [T, r]
         kernels.linear_input_gradient(dy, b, 1.0, Accum::Replace, &mut v)?; // v = dy B
-        kernels.linear_weight_gradient(&v, &u, scale, Accum::Add, gradient)?; // dR += s v^T u
+        kernels.linear_weight_gradient(&v, &u, self.scale, Accum::Add, gradient)?; // dR += s v^T u
         let Some(dx) = dx else { return Ok(()) };
-        let mut w = u; // u is spent
-        kernels.linear_input_gradient(&v, r, 1.0, Accum::Replace, &mut w)?; // w = v R
-        self.dropout.backward(kernels, layer.site, dx, |dx| {
-            kernels.linear_input_gradient(&w, a, scale, Accum::Add, dx) // dx += s w A
-        })
+        let mut w = kernels.empty_of(dy.dtype(), u.shape())?; // [T, r]
+        drop(u);
+        kernels.linear_input_gradient(&v, r, self.scale, Accum::Replace, &mut w)?; // w = s v R
+        drop(v);
+        self.dropout.input_gradient(kernels, layer, dy, (&w, a), dx) // dx = dy W0 + w A
     }
 }
 

@@ -5,10 +5,11 @@
 //! the `[T, r]` product `u`; the gradient of A needs the layer's input `x [T, in]` as well.
 //!
 //! ```text
-//! u = x A^T    y += s u B^T
-//! v = dy B     dB += s dy^T u    dA += s v^T x    dx += s v A
+//! u = s x A^T    y = x W0^T + u B^T + b
+//! v = s dy B     dB += dy^T u    dA += v^T x    dx = dy W0 + v A
 //! ```
 //!
+//! The last product of each line is one pass over y and dx. u and v are of the type that the model computes in.
 //! With dropout, x is what is left of it, and dx passes the same mask; see [`dropout`](super::dropout).
 //!
 //! # Updates relative to their start
@@ -22,13 +23,14 @@
 //! ```
 //!
 //! where nothing is left of either term as long as the factors are those of the start: the first forward is that of
-//! W0, to the bit. With dropout the terms do not cancel, as in PEFT, where the changed W0 sees all of x:
+//! W0, to the bit. Both terms are one of rank 2r, `[u - u0, u0] [B, B - B0]^T`, and so are those of dx,
+//! `[v - v0, v] [A0; A - A0]`. With dropout the terms do not cancel, as in PEFT, where the changed W0 sees all of x:
 //! `y += s (D(x) A^T B^T - x A0^T B0^T)`.
 
 use std::collections::BTreeMap;
 
 use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
-use lora_sb_model::{Layer, LinearHook, Site, SiteSaved};
+use lora_sb_model::{Frozen, Layer, LinearHook, Site, SiteSaved};
 
 use super::dropout::InputDropout;
 use super::{Adapter, Factors, Part, Pass, Visitor, difference, missing, saved_product, scaled};
@@ -84,37 +86,94 @@ impl LoraSite {
         Ok((difference(kernels, &self.a, &start.a)?, difference(kernels, &self.b, &start.b)?))
     }
 
-    /// Adds the site's part to y and returns u; `dropped` is what dropout left of x, if there is any.
+    /// `y (+)= ...`, and u; `dropped` is what dropout left of x, if there is any.
     fn forward(
         &self,
         kernels: &dyn Kernels,
+        layer: Layer<'_>,
         scale: f32,
-        x: &Tensor,
-        dropped: Option<&Tensor>,
+        (x, dropped): (&Tensor, Option<&Tensor>),
+        accum: Accum,
         y: &mut Tensor,
     ) -> Result<Tensor> {
-        let shape = [x.shape()[0], self.a.shape()[0]]; // [T, r]
-        let (mut u, a, b) = (kernels.empty(&shape)?, &self.a, &self.b);
+        let seen = dropped.unwrap_or(x);
         let Some(start) = &self.start else {
-            kernels.linear(dropped.unwrap_or(x), a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
-            kernels.linear(&u, b, scale, Accum::Add, y)?; // y += s u B^T
+            let u = down(kernels, seen, &self.a, scale)?; // u = s x A^T
+            layer.forward(kernels, x, Some((&u, &self.b)), accum, y)?; // y = x W0^T + u B^T
             return Ok(u);
         };
-        let mut u0 = kernels.empty(&shape)?;
-        kernels.linear(x, &start.a, 1.0, Accum::Replace, &mut u0)?; // u0 = x A0^T
-        if let Some(dropped) = dropped {
-            kernels.linear(dropped, a, 1.0, Accum::Replace, &mut u)?;
-            kernels.linear(&u, b, scale, Accum::Add, y)?;
-            kernels.linear(&u0, &start.b, -scale, Accum::Add, y)?; // y -= s u0 B0^T
+        if dropped.is_some() {
+            let (u, u0) = (down(kernels, seen, &self.a, scale)?, down(kernels, x, &start.a, -scale)?);
+            let (h, b) = (side_by_side(kernels, [&u, &u0])?, side_by_side(kernels, [&self.b, &start.b])?);
+            layer.forward(kernels, x, Some((&h, &b)), accum, y)?; // y = x W0^T + u B^T - u0 B0^T
             return Ok(u);
         }
         let (a_moved, b_moved) = self.moved(kernels, start)?;
-        kernels.linear(x, &a_moved, 1.0, Accum::Replace, &mut u)?; // u - u0
-        kernels.linear(&u, b, scale, Accum::Add, y)?; // y += s (u - u0) B^T
-        kernels.linear(&u0, &b_moved, scale, Accum::Add, y)?; // y += s u0 (B - B0)^T
+        let (mut u, u0) = (down(kernels, x, &a_moved, scale)?, down(kernels, x, &start.a, scale)?); // u - u0, u0
+        let (h, b) = (side_by_side(kernels, [&u, &u0])?, side_by_side(kernels, [&self.b, &b_moved])?);
+        layer.forward(kernels, x, Some((&h, &b)), accum, y)?; // y = x W0^T + (u - u0) B^T + u0 (B - B0)^T
         kernels.add(1.0, &u0, &mut u)?;
         Ok(u)
     }
+
+    /// `dx (+)= ...` from v `[T, r]`; `dropping` where elements of x were dropped.
+    fn input_gradient(
+        &self,
+        kernels: &dyn Kernels,
+        layer: Layer<'_>,
+        (scale, dropout): (f32, InputDropout),
+        (dy, v): (&Tensor, &Tensor),
+        dropping: bool,
+        (dx, accum): (&mut Tensor, Accum),
+    ) -> Result<()> {
+        let Some(start) = &self.start else {
+            return dropout.input_gradient(kernels, layer, dy, (v, &self.a), (dx, accum)); // dx = dy W0 + v A
+        };
+        if dropping {
+            dropout.input_gradient(kernels, layer, dy, (v, &self.a), (dx, accum))?;
+            let v0 = up(kernels, dy, &start.b, -scale)?; // v0 = -s dy B0
+            return kernels.linear_input_gradient(&v0, &start.a, 1.0, Accum::Add, dx); // dx += v0 A0
+        }
+        let (a_moved, b_moved) = self.moved(kernels, start)?;
+        let v0 = up(kernels, dy, &b_moved, scale)?; // v - v0
+        let (w, a) = (side_by_side(kernels, [&v0, v])?, stacked(kernels, [&start.a, &a_moved])?);
+        layer.input_gradient(kernels, dy, Some((&w, &a)), accum, dx) // dx = dy W0 + (v - v0) A0 + v (A - A0)
+    }
+}
+
+/// `alpha x A^T` `[T, r]`, of the type of x `[T, in]`.
+fn down(kernels: &dyn Kernels, x: &Tensor, a: &Tensor, alpha: f32) -> Result<Tensor> {
+    let mut u = kernels.empty_of(x.dtype(), &[x.shape()[0], a.shape()[0]])?;
+    kernels.linear(x, a, alpha, Accum::Replace, &mut u)?;
+    Ok(u)
+}
+
+/// `alpha dy B` `[T, r]`, of the type of dy `[T, out]`.
+fn up(kernels: &dyn Kernels, dy: &Tensor, b: &Tensor, alpha: f32) -> Result<Tensor> {
+    let mut v = kernels.empty_of(dy.dtype(), &[dy.shape()[0], b.shape()[1]])?;
+    kernels.linear_input_gradient(dy, b, alpha, Accum::Replace, &mut v)?;
+    Ok(v)
+}
+
+/// Two matrices of one type side by side: `[N, r]` each, the result `[N, 2r]`.
+fn side_by_side(kernels: &dyn Kernels, parts: [&Tensor; 2]) -> Result<Tensor> {
+    let [n, r] = [parts[0].shape()[0], parts[0].shape()[1]];
+    let mut joined = kernels.empty_of(parts[0].dtype(), &[n, 2 * r])?;
+    kernels.put_columns(parts[0], 0, &mut joined)?;
+    kernels.put_columns(parts[1], r, &mut joined)?;
+    Ok(joined)
+}
+
+/// Two matrices one above the other: `[r, K]` each, the result `[2r, K]` in f32.
+fn stacked(kernels: &dyn Kernels, parts: [&Tensor; 2]) -> Result<Tensor> {
+    let [r, k] = [parts[0].shape()[0], parts[0].shape()[1]];
+    let mut joined = kernels.empty(&[2 * r, k])?;
+    let rows: Vec<u32> = (0..2 * r as u32).collect();
+    let upload = |rows: &[u32]| kernels.from_u32(rows, &[rows.len()]);
+    let from = upload(&rows[..r])?;
+    kernels.copy_rows(&from, parts[0], &from, &mut joined)?;
+    kernels.copy_rows(&from, parts[1], &upload(&rows[r..])?, &mut joined)?;
+    Ok(joined)
 }
 
 /// What the optimizer is given of the gradients of A and B.
@@ -148,11 +207,15 @@ impl LinearHook for Lora {
         kernels: &dyn Kernels,
         layer: Layer<'_>,
         x: &Tensor,
+        accum: Accum,
         y: &mut Tensor,
     ) -> Result<SiteSaved> {
-        let Some(state) = self.sites.get(&layer.site) else { return Ok(SiteSaved(Vec::new())) };
+        let Some(state) = self.sites.get(&layer.site) else {
+            return Frozen.forward(kernels, layer, x, accum, y);
+        };
         let dropped = self.dropout.apply(kernels, layer.site, x)?; // [T, in]
-        Ok(SiteSaved(vec![state.forward(kernels, self.scale, x, dropped.as_ref(), y)?]))
+        let u = state.forward(kernels, layer, self.scale, (x, dropped.as_ref()), accum, y)?;
+        Ok(SiteSaved(vec![u]))
     }
 
     fn needs_input(&self, site: Site) -> bool {
@@ -166,36 +229,24 @@ impl LinearHook for Lora {
         saved: SiteSaved,
         x: Option<&Tensor>,
         dy: &Tensor,
-        dx: Option<&mut Tensor>,
+        dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
-        let Some(state) = self.sites.get_mut(&layer.site) else { return Ok(()) };
+        let Some(state) = self.sites.get_mut(&layer.site) else {
+            return Frozen.backward(kernels, layer, saved, x, dy, dx);
+        };
         let (scale, dropout) = (self.scale, self.dropout);
         let u = saved_product("lora adapter", saved)?;
         let x = x.ok_or_else(|| missing("lora adapter", "the layer's input"))?;
         let dropped = dropout.apply(kernels, layer.site, x)?; // [T, in]
-        let mut v = kernels.empty(u.shape())?; // [T, r]
-        kernels.linear_input_gradient(dy, &state.b, 1.0, Accum::Replace, &mut v)?; // v = dy B
-        kernels.linear_weight_gradient(dy, &u, scale, Accum::Add, &mut state.b_gradient)?; // dB += s dy^T u
+        let v = up(kernels, dy, &state.b, scale)?; // v = s dy B
+        kernels.linear_weight_gradient(dy, &u, 1.0, Accum::Add, &mut state.b_gradient)?; // dB += dy^T u
+        drop(u);
         let seen = dropped.as_ref().unwrap_or(x);
-        kernels.linear_weight_gradient(&v, seen, scale, Accum::Add, &mut state.a_gradient)?; // dA += s v^T x
+        kernels.linear_weight_gradient(&v, seen, 1.0, Accum::Add, &mut state.a_gradient)?; // dA += v^T x
+        let dropping = dropped.is_some();
+        drop(dropped);
         let Some(dx) = dx else { return Ok(()) };
-        let Some(start) = &state.start else {
-            return dropout.backward(kernels, layer.site, dx, |dx| {
-                kernels.linear_input_gradient(&v, &state.a, scale, Accum::Add, dx) // dx += s v A
-            });
-        };
-        let mut v0 = u; // u is spent
-        if dropped.is_some() {
-            kernels.linear_input_gradient(dy, &start.b, 1.0, Accum::Replace, &mut v0)?; // v0 = dy B0
-            kernels.linear_input_gradient(&v0, &start.a, -scale, Accum::Add, dx)?; // dx -= s v0 A0
-            return dropout.backward(kernels, layer.site, dx, |dx| {
-                kernels.linear_input_gradient(&v, &state.a, scale, Accum::Add, dx)
-            });
-        }
-        let (a_moved, b_moved) = state.moved(kernels, start)?;
-        kernels.linear_input_gradient(dy, &b_moved, 1.0, Accum::Replace, &mut v0)?; // v - v0
-        kernels.linear_input_gradient(&v0, &start.a, scale, Accum::Add, dx)?; // dx += s (v - v0) A0
-        kernels.linear_input_gradient(&v, &a_moved, scale, Accum::Add, dx) // dx += s v (A - A0)
+        state.input_gradient(kernels, layer, (scale, dropout), (dy, &v), dropping, dx)
     }
 }
 
@@ -249,12 +300,8 @@ impl Adapter for Lora {
             return Ok(Some(Factors { a: kernels.to_owned_f32(&state.a)?, b, magnitude: None }));
         };
         let (a_moved, b_moved) = state.moved(kernels, start)?;
-        let ([rank, input], out) = ([a_moved.shape()[0], a_moved.shape()[1]], b.shape()[0]);
-        let stacked = [kernels.to_f32(&a_moved)?, kernels.to_f32(&start.a)?].concat();
-        let mut joined = kernels.empty(&[out, 2 * rank])?;
-        kernels.put_columns(&b, 0, &mut joined)?;
-        kernels.put_columns(&scaled(kernels, self.scale, &b_moved)?, rank, &mut joined)?;
-        let a = kernels.from_f32(&stacked, &[2 * rank, input])?;
-        Ok(Some(Factors { a, b: joined, magnitude: None }))
+        let a = stacked(kernels, [&a_moved, &start.a])?;
+        let b = side_by_side(kernels, [&b, &scaled(kernels, self.scale, &b_moved)?])?;
+        Ok(Some(Factors { a, b, magnitude: None }))
     }
 }

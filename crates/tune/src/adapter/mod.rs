@@ -1,8 +1,8 @@
 //! Adapters: what is added to a linear layer's output, and how its gradients are taken.
 //!
-//! An adapter holds its tensors for all sites and is a [`LinearHook`] of the model: at each adapted site it adds
-//! its part to `y [T, out]` on the way forward and to `dx [T, in]` on the way back, and adds up the gradients of
-//! what it trains. One file a form of update, which several [methods](crate::method) share; each begins with its
+//! An adapter holds its tensors for all sites and is a [`LinearHook`] of the model: at each adapted site it computes
+//! `y [T, out]` with its part on the way forward and `dx [T, in]` on the way back, each in one pass, and adds up the
+//! gradients of what it trains. One file a form of update, which several [methods](crate::method) share; each begins with its
 //! formulas, its source and its parameter count.
 
 pub mod dora;

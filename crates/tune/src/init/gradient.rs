@@ -1,10 +1,18 @@
-//! The gradient of the initialisation, one block at a time.
+//! The gradient of the initialisation, some blocks at a time.
 //!
-//! LoRA-SB needs `G = sum over samples of dL/dW` of every target before it can take its sign, and holding G for
-//! a whole model would cost as much as full fine-tuning. Here all samples go forward once and only each block's
-//! input is kept; then the blocks go backward one by one, each over all samples, and as soon as a block's G is
-//! complete it is handed on and dropped. In memory at once: the weights, one block's gradients, the kept inputs
-//! (freed as they are used), and one micro-batch's working set. The price is one more forward of each block.
+//! LoRA-SB needs `G = sum over samples of dL/dW` of every target before it can take its sign, and holding G of a
+//! whole model costs as much as full fine-tuning. Here the blocks stand in groups. The last group goes forward and
+//! backward with every micro-batch as it comes; of the groups below, their input and the gradient of their output are
+//! kept, and they go forward a second time and backward over all micro-batches when the group above is done. As soon
+//! as a group's G are complete, they are handed on.
+//!
+//! | blocks at once | operations of the blocks, x parameters x tokens | kept beside the weights |
+//! |---|---|---|
+//! | all L | 6 | G of all blocks, and what one micro-batch keeps in all of them |
+//! | b | 8 - 2 b / L | G of b blocks, what one micro-batch keeps in them, one gradient `[T, D]` of all samples, and the groups' inputs `[T, D]`, of neither the first nor the last |
+//!
+//! All of them give the same bits: a weight's gradient is added up over the same micro-batches in the same order. What is
+//! best is the plan's to say ([`EstimatePlan`](crate::plan::EstimatePlan)).
 //!
 //! The sum has to be complete before `sign`, so sketches of the parts cannot be added up; exact sums can.
 //!
@@ -12,10 +20,13 @@
 //! classification head as it stands.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use lora_sb_data::Example;
 use lora_sb_kernels::Tensor;
-use lora_sb_model::{Batch, Frozen, InputGradient, Model, NoGradients, Parameter, Sequence, Site};
+use lora_sb_model::{
+    Batch, BlockSaved, Frozen, InputGradient, Model, NoGradients, Parameter, Sequence, Site,
+};
 
 use super::InitProgress;
 use crate::eval::{labels, sequence};
@@ -34,21 +45,25 @@ pub struct Estimate {
     pub labelled_tokens: usize,
     /// The weighted sum of their losses, whose gradient G is.
     pub loss: f64,
+    /// How many blocks were taken at once.
+    pub blocks_at_once: usize,
 }
 
-/// Computes G of each site and hands it to `each`, `[out, in]`, from the last block to the first.
+/// Computes G of each site, `[out, in]`, `blocks_at_once` blocks at a time, and hands those of each group of blocks to
+/// `take`, the last group first.
 ///
 /// The model must have been [prepared](Model::prepare) for the longest example.
 ///
 /// # Errors
-/// No sample with a label; a gradient that is not finite, naming its module; what `each` returns.
+/// No sample with a label; a gradient that is not finite, naming its module; what `take` returns.
 pub fn stream_gradients(
     model: &Model,
     sites: &[Site],
     examples: &[Example],
     config: &InitConfig,
+    blocks_at_once: usize,
     progress: &mut dyn FnMut(InitProgress),
-    each: &mut dyn FnMut(Site, Tensor) -> Result<()>,
+    take: &mut dyn FnMut(BTreeMap<Site, Tensor>) -> Result<()>,
 ) -> Result<Estimate> {
     let sequences = weigh(examples, config.convention);
     if sequences.is_empty() {
@@ -64,84 +79,162 @@ pub fn stream_gradients(
         tokens: sequences.iter().map(|sequence| sequence.ids.len()).sum(),
         labelled_tokens: 0,
         loss: 0.0,
+        blocks_at_once,
     };
-    let mut micro_batches = Vec::new();
-    let mut done = 0;
-    for group in group(&sequences, config.max_tokens) {
-        let (micro_batch, loss) = forward(model, group, lowest)?;
-        done += group.len();
+    let groups = block_groups(lowest..model.config().num_hidden_layers, blocks_at_once);
+    let mut gradients = zeros(model, sites, &groups[0])?;
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.ids.len()).collect();
+    let mut waiting = Vec::new();
+    for samples in micro_batches(&lengths, config.max_tokens) {
+        let batch = Batch::pack(model.kernels().as_ref(), &sequences[samples.clone()])?;
+        let (micro_batch, loss) = first_pass(model, &groups, batch, &mut gradients)?;
         estimate.labelled_tokens += micro_batch.batch.labelled();
         estimate.loss += loss;
-        progress(InitProgress::Forward { samples: done, of: sequences.len() });
-        micro_batches.push(micro_batch);
+        progress(InitProgress::Forward { samples: samples.end, of: sequences.len() });
+        waiting.push(micro_batch);
     }
-    let mut factorised = 0;
-    for layer in (lowest..model.config().num_hidden_layers).rev() {
-        let gradients = backward(model, layer, layer > lowest, sites, &mut micro_batches)?;
-        for (parameter, gradient) in gradients {
-            let Parameter::Weight(site) = parameter else { continue };
-            if !model.kernels().sum_of_squares(&gradient)?.is_finite() {
-                let what = format!("the initialisation's gradient of {}", model.module(site));
-                return Err(Error::NotFinite { what });
-            }
-            each(site, gradient)?;
-            factorised += 1;
-            progress(InitProgress::Factorised { sites: factorised, of: sites.len() });
+    take(finite(model, gradients)?)?;
+    for group in &groups[1..] {
+        let mut gradients = zeros(model, sites, group)?;
+        for micro_batch in &mut waiting {
+            micro_batch.second_pass(model, group, lowest, &mut gradients)?;
         }
+        take(finite(model, gradients)?)?;
     }
     Ok(estimate)
 }
 
-/// One packed micro-batch on its way through the model.
-struct MicroBatch {
-    batch: Batch,
-    /// The inputs `[T, D]` of the blocks that have not gone backward yet; the last block's is the last.
-    inputs: Vec<Tensor>,
-    /// The gradient `[T, D]` of the output of the block that goes backward next.
-    dy: Option<Tensor>,
-}
-
-/// Up to the loss, keeping the input of each block from `lowest` on.
-fn forward(model: &Model, sequences: &[Sequence<'_>], lowest: usize) -> Result<(MicroBatch, f64)> {
-    let kernels = model.kernels().as_ref();
-    let batch = Batch::pack(kernels, sequences)?;
-    let mut inputs = Vec::new();
-    let mut x = model.embed(&batch)?;
-    for layer in 0..model.config().num_hidden_layers {
-        let (y, saved) = model.block_forward(layer, x, &batch, &Frozen)?;
-        if layer >= lowest {
-            inputs.push(saved.into_input());
+/// The gradients by site, where all of them are finite.
+fn finite(model: &Model, gradients: BTreeMap<Parameter, Tensor>) -> Result<BTreeMap<Site, Tensor>> {
+    let mut finite = BTreeMap::new();
+    for (parameter, gradient) in gradients {
+        let Parameter::Weight(site) = parameter else { continue };
+        if !model.kernels().sum_of_squares(&gradient)?.is_finite() {
+            let what = format!("the initialisation's gradient of {}", model.module(site));
+            return Err(Error::NotFinite { what });
         }
-        x = y;
+        finite.insert(site, gradient);
     }
-    let (loss, dy) = model.head(x, &batch, &mut NoGradients, InputGradient::Wanted)?;
-    Ok((MicroBatch { batch, inputs, dy }, loss))
+    Ok(finite)
 }
 
-/// One block backward over all micro-batches: the gradients of its target weights.
-fn backward(
-    model: &Model,
-    layer: usize,
-    go_on: bool,
-    sites: &[Site],
-    micro_batches: &mut [MicroBatch],
-) -> Result<BTreeMap<Parameter, Tensor>> {
+/// The blocks in groups of `at_once`, from the last to the first; the last group takes what is left.
+pub(crate) fn block_groups(blocks: Range<usize>, at_once: usize) -> Vec<Range<usize>> {
+    let (mut groups, mut end) = (Vec::new(), blocks.end);
+    while end > blocks.start {
+        let start = end.saturating_sub(at_once.max(1)).max(blocks.start);
+        groups.push(start..end);
+        end = start;
+    }
+    groups
+}
+
+/// A place for the gradients of the targets of some blocks and of nothing else: what is not in the map is not
+/// computed.
+fn zeros(model: &Model, sites: &[Site], blocks: &Range<usize>) -> Result<BTreeMap<Parameter, Tensor>> {
     let zeros = |site: &Site| {
         let (out, input) = model.shape(*site);
         Ok((Parameter::Weight(*site), model.kernels().zeros(&[out, input])?))
     };
-    // The targets of this block and nothing else: what is not in the map is not computed.
-    let mut gradients: BTreeMap<Parameter, Tensor> =
-        sites.iter().filter(|site| site.layer == layer).map(zeros).collect::<Result<_>>()?;
-    let wanted = if go_on { InputGradient::Wanted } else { InputGradient::Unwanted };
-    for MicroBatch { batch, inputs, dy } in micro_batches {
-        // Both stand here once for each block by construction.
-        let (Some(x), Some(dy_now)) = (inputs.pop(), dy.take()) else { continue };
-        let (y, saved) = model.block_forward(layer, x, batch, &Frozen)?;
-        drop(y);
-        *dy = model.block_backward(layer, saved, batch, dy_now, &mut Frozen, &mut gradients, wanted)?;
+    sites.iter().filter(|site| blocks.contains(&site.layer)).map(zeros).collect()
+}
+
+/// One packed micro-batch on its way through the groups.
+struct MicroBatch {
+    batch: Batch,
+    /// The inputs `[T, D]` of the groups that have not gone backward yet, the next one's last. There is none of a
+    /// group that begins with the first block, whose input is looked up again.
+    inputs: Vec<Tensor>,
+    /// The gradient `[T, D]` of the output of the group that goes backward next.
+    dy: Option<Tensor>,
+}
+
+/// Up to the loss, keeping the inputs of the groups below the first one (which is the last of the blocks), and back
+/// through that one. Also the loss.
+fn first_pass(
+    model: &Model,
+    groups: &[Range<usize>],
+    batch: Batch,
+    gradients: &mut BTreeMap<Parameter, Tensor>,
+) -> Result<(MicroBatch, f64)> {
+    let (top, below) = (&groups[0], &groups[1..]);
+    let mut inputs = Vec::new();
+    let mut x = model.embed(&batch)?;
+    for layer in 0..top.start {
+        let (y, saved) = model.block_forward(layer, x, &batch, &Frozen)?;
+        if layer > 0 && below.iter().any(|group| group.start == layer) {
+            inputs.push(saved.into_input());
+        }
+        x = y;
     }
-    Ok(gradients)
+    let (y, saved) = forward(model, top, x, &batch)?;
+    let (loss, dy) = model.head(y, &batch, &mut NoGradients, InputGradient::Wanted)?;
+    let dy = match dy {
+        Some(dy) => backward(model, top, saved, &batch, dy, gradients, !below.is_empty())?,
+        None => None,
+    };
+    Ok((MicroBatch { batch, inputs, dy }, loss))
+}
+
+impl MicroBatch {
+    /// Forward once more and backward through one of the groups below.
+    fn second_pass(
+        &mut self,
+        model: &Model,
+        group: &Range<usize>,
+        lowest: usize,
+        gradients: &mut BTreeMap<Parameter, Tensor>,
+    ) -> Result<()> {
+        let x = match group.start {
+            0 => Some(model.embed(&self.batch)?),
+            _ => self.inputs.pop(),
+        };
+        // Both stand here once for each group by construction.
+        let (Some(x), Some(dy)) = (x, self.dy.take()) else { return Ok(()) };
+        let (y, saved) = forward(model, group, x, &self.batch)?;
+        drop(y);
+        self.dy = backward(model, group, saved, &self.batch, dy, gradients, group.start > lowest)?;
+        Ok(())
+    }
+}
+
+/// The output `[T, D]` of some blocks from their input x `[T, D]`, and what their backward reads.
+fn forward(
+    model: &Model,
+    blocks: &Range<usize>,
+    mut x: Tensor,
+    batch: &Batch,
+) -> Result<(Tensor, Vec<BlockSaved>)> {
+    let mut kept = Vec::with_capacity(blocks.len());
+    for layer in blocks.clone() {
+        let (y, saved) = model.block_forward(layer, x, batch, &Frozen)?;
+        kept.push(saved);
+        x = y;
+    }
+    Ok((x, kept))
+}
+
+/// The gradient `[T, D]` of the blocks' input, where it goes on, from that of their output, dy `[T, D]`; those of the
+/// weights are added to `gradients`.
+fn backward(
+    model: &Model,
+    blocks: &Range<usize>,
+    saved: Vec<BlockSaved>,
+    batch: &Batch,
+    dy: Tensor,
+    gradients: &mut BTreeMap<Parameter, Tensor>,
+    go_on: bool,
+) -> Result<Option<Tensor>> {
+    let mut dx = Some(dy);
+    for (layer, saved) in blocks.clone().zip(saved).rev() {
+        let Some(dy) = dx.take() else { break };
+        let wanted = match layer > blocks.start || go_on {
+            true => InputGradient::Wanted,
+            false => InputGradient::Unwanted,
+        };
+        dx = model.block_backward(layer, saved, batch, dy, &mut Frozen, gradients, wanted)?;
+    }
+    Ok(dx)
 }
 
 /// The samples that have a label, each with the weight of one label's loss.
@@ -161,16 +254,16 @@ fn weigh(examples: &[Example], convention: Convention) -> Vec<Sequence<'_>> {
     sequences
 }
 
-/// Cuts the samples into micro-batches of at most `max_tokens` tokens and at least one sample.
-fn group<'s, 'e>(sequences: &'s [Sequence<'e>], max_tokens: usize) -> Vec<&'s [Sequence<'e>]> {
-    let (mut groups, mut start, mut tokens) = (Vec::new(), 0, 0);
-    for (index, sequence) in sequences.iter().enumerate() {
-        if index > start && tokens + sequence.ids.len() > max_tokens {
-            groups.push(&sequences[start..index]);
+/// Cuts samples of these lengths into micro-batches of at most `max_tokens` tokens and at least one sample.
+pub(crate) fn micro_batches(lengths: &[usize], max_tokens: usize) -> Vec<Range<usize>> {
+    let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (index, length) in lengths.iter().enumerate() {
+        if index > start && tokens + length > max_tokens {
+            batches.push(start..index);
             (start, tokens) = (index, 0);
         }
-        tokens += sequence.ids.len();
+        tokens += length;
     }
-    groups.push(&sequences[start..]);
-    groups
+    batches.push(start..lengths.len());
+    batches
 }

@@ -7,10 +7,13 @@
 pub mod bases;
 pub mod gradient;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use lora_sb_data::Example;
 use lora_sb_kernels::{Generator, Stream, Tensor};
+use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Model, Parameter, Site};
 
 use crate::adapter::dora::{Dora, DoraSite};
@@ -18,7 +21,7 @@ use crate::adapter::latent::{Latent, LatentSite};
 use crate::adapter::lora::{Gradients, Lora, LoraSite};
 use crate::adapter::{Adapter, Part};
 use crate::method::{Kind, dora, lora, lora_ga, lora_sb, lora_xs, pissa};
-use crate::plan::check_rank;
+use crate::plan::{EstimatePlan, EstimateSize, check_rank};
 use crate::{AdapterConfig, Bases, Error, Method, Result};
 
 pub use gradient::{Estimate, stream_gradients};
@@ -217,22 +220,71 @@ impl Start<'_> {
     }
 
     /// Makes each site's adapter from its gradient on the examples; `make` as there.
-    fn of_gradients<S>(
+    fn of_gradients<S: Send>(
         &mut self,
-        mut make: impl FnMut(Tensor, &mut Draws) -> lora_sb_kernels::Result<(S, bool)>,
+        make: impl Fn(Tensor, &mut Draws) -> lora_sb_kernels::Result<(S, bool)> + Sync,
     ) -> Result<BTreeMap<Site, S>> {
         let Start { model, sites, config, examples, progress, report } = self;
-        let (index, mut states) = (numbering(model), BTreeMap::new());
-        let mut each = |site, gradient| {
-            let (state, converged) = make(gradient, &mut draws(config.seed, index[&site]))?;
-            report.unconverged.extend((!converged).then(|| model.module(site)));
-            states.insert(site, state);
+        let (index, mut states, mut made) = (numbering(model), BTreeMap::new(), 0);
+        let progress = RefCell::new(progress);
+        let mut take = |gradients: BTreeMap<Site, Tensor>| {
+            let make = |site, gradient| make(gradient, &mut draws(config.seed, index[&site]));
+            let group = factorise(gradients, &make, &mut || {
+                made += 1;
+                progress.borrow_mut()(InitProgress::Factorised { sites: made, of: sites.len() });
+            })?;
+            for (site, (state, converged)) in group {
+                report.unconverged.extend((!converged).then(|| model.module(site)));
+                states.insert(site, state);
+            }
             Ok(())
         };
-        let estimate = stream_gradients(model, sites, examples, &config.init, *progress, &mut each)?;
+        let plan = EstimatePlan {
+            footprint: Footprint::new(model.config(), model.dtype()),
+            adapter: config,
+            sites,
+            size: EstimateSize::of(*examples, config.init.max_tokens),
+        };
+        let (blocks, mut forward) = (plan.blocks_at_once(), |done| progress.borrow_mut()(done));
+        let estimate =
+            stream_gradients(model, sites, examples, &config.init, blocks, &mut forward, &mut take)?;
         report.estimate = Some(estimate);
         Ok(states)
     }
+}
+
+/// Factorisations at a time: the small problems of one, on the host, beside the products of another.
+pub(crate) const AT_ONCE: usize = 2;
+
+/// What `make` makes of each site's gradient, two at a time, the last sites first; `done` hears of each.
+///
+/// # Errors
+/// The first that `make` returned.
+pub fn factorise<G: Send, S: Send>(
+    gradients: BTreeMap<Site, G>,
+    make: &(dyn Fn(Site, G) -> lora_sb_kernels::Result<S> + Sync),
+    done: &mut dyn FnMut(),
+) -> Result<BTreeMap<Site, S>> {
+    let queue = Mutex::new(gradients.into_iter().rev());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    std::thread::scope(|scope| {
+        let (sender, made) = mpsc::channel();
+        for sender in vec![sender; AT_ONCE] {
+            scope.spawn(move || {
+                while let Some((site, gradient)) = next() {
+                    if sender.send((site, make(site, gradient))).is_err() {
+                        break; // another has failed
+                    }
+                }
+            });
+        }
+        let mut states = BTreeMap::new();
+        for (site, state) in made {
+            states.insert(site, state?);
+            done();
+        }
+        Ok(states)
+    })
 }
 
 fn draws(seed: u64, site: u64) -> Draws {

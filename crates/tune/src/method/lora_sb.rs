@@ -16,7 +16,7 @@
 //! Trained: r^2 values of an `[out, in]` weight. Stored: r (out + in) more, since B and A cannot be had from the base.
 
 use lora_sb_kernels::linalg::{SvdOptions, TruncatedSvd, truncated_svd};
-use lora_sb_kernels::{Generator, Kernels, Result, Tensor};
+use lora_sb_kernels::{DType, Generator, Kernels, Result, Tensor};
 
 use crate::Bases;
 use crate::adapter::latent::LatentSite;
@@ -36,18 +36,30 @@ pub fn start(
     scale: f32,
     generator: &mut Generator,
 ) -> Result<(LatentSite, bool)> {
-    match bases {
-        Bases::SbGradient => kernels.scale(-eta as f32, &mut gradient)?,
-        _ => kernels.scaled_sign(-eta as f32, &mut gradient)?,
-    }
+    let update = match bases {
+        Bases::SbGradient => {
+            kernels.scale(-1.0, &mut gradient)?;
+            gradient
+        }
+        _ => signs(kernels, gradient)?,
+    };
     let TruncatedSvd { u, singular_values, v_transposed, converged, .. } =
-        truncated_svd(kernels, &gradient, rank, generator, &SvdOptions::default())?;
-    drop(gradient);
+        truncated_svd(kernels, &update, rank, generator, &SvdOptions::default())?;
+    drop(update);
     let mut r = vec![0.0; rank * rank];
     if bases != Bases::SbZero {
         let diagonal = r.iter_mut().step_by(rank + 1);
-        diagonal.zip(&singular_values).for_each(|(entry, value)| *entry = value / scale);
+        let size = |value: f32| (eta * f64::from(value) / f64::from(scale)) as f32;
+        diagonal.zip(singular_values).for_each(|(entry, value)| *entry = size(value));
     }
     let r = kernels.from_f32(&r, &[rank, rank])?;
     Ok((LatentSite::new(kernels, v_transposed, u, r)?, converged))
+}
+
+/// `-sign(G)` `[out, in]`, which `bf16` holds exactly.
+fn signs(kernels: &dyn Kernels, mut gradient: Tensor) -> Result<Tensor> {
+    kernels.scaled_sign(-1.0, &mut gradient)?;
+    let mut signs = kernels.empty_of(DType::Bf16, gradient.shape())?;
+    kernels.cast(&gradient, &mut signs)?;
+    Ok(signs)
 }

@@ -154,6 +154,10 @@ pub struct InitConfig {
     /// The most tokens of one packed micro-batch of the estimation (a longer sample is its own micro-batch).
     /// It bounds memory and does not change the result beyond rounding.
     pub max_tokens: usize,
+    /// How many blocks the estimate takes at once; left out, as many as take no more memory than one at a time. More
+    /// are faster, and the bits are the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks_at_once: Option<usize>,
 }
 
 impl InitConfig {
@@ -164,6 +168,7 @@ impl InitConfig {
         convention: Convention::PerSample,
         eta: 0.0,
         max_tokens: 0,
+        blocks_at_once: None,
     };
 
     /// Which of `total` examples the estimate is made from: distinct, in the data's order, drawn by `seed`.

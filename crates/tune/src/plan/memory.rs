@@ -2,28 +2,28 @@
 //!
 //! | phase | beside the weights and the process itself |
 //! |---|---|
-//! | initialisation from a gradient | the kept block inputs, one block's gradients, the adapter so far, and one micro-batch's or one factorisation's working set |
+//! | initialisation from a gradient | the gradients of the blocks at hand, what is kept for the others, the adapter so far, and one micro-batch's or one factorisation's working set |
 //! | initialisation from the weights | the adapter, and one weight with its factorisation's working set |
 //! | training | what is trained, with gradient and two moments; what an adapter keeps frozen; the activations of the largest micro-batch |
 //! | evaluation | the same without activations, and one block's working set of the largest batch |
 //!
 //! At a site an adapter keeps `u [T, r]` for its backward, DoRA `z [T, out]` besides; see
-//! [`adapter`](crate::adapter).
+//! [`adapter`](crate::adapter). Activations are counted in the type that the model computes in.
 //!
-//! The peak is within 10 % of what Linux counts for the process (`VmHWM`): tested on three small shapes, and measured
+//! The peak is within 10 % of what Linux counts for the process (`VmHWM`): tested on small shapes in both types, and measured
 //! within 3 % on the four of `records/2026-11-23-memory.md`. Not counted are the scores that a thread holds while it
 //! computes attention, about 256 floats for each token of the longest sequence.
 
 use lora_sb_data::Example;
-use lora_sb_kernels::linalg::SvdOptions;
-use lora_sb_kernels::{allocated_bytes, product_scratch_bytes};
-use lora_sb_model::memory::{self, Pass, Trained};
-use lora_sb_model::{Config, Parameter, Recompute, Site, Storage};
+use lora_sb_kernels::{DType, allocated_bytes, allocated_bytes_of};
+use lora_sb_model::memory::{self, Footprint, Trained};
+use lora_sb_model::{Config, Parameter, Projection, Recompute, Site, Storage};
 
+use super::initialisation::{EstimatePlan, EstimateSize, from_weights};
 use crate::adapter::Part;
 use crate::eval::labels;
 use crate::method::Kind;
-use crate::{AdapterConfig, Bases, Method};
+use crate::{AdapterConfig, Method};
 
 /// Bytes that the process takes beside weights and tensors where the system does not tell: program and threads
 /// (14 MiB measured with two threads and a model of a few kilobytes), and room for a tokenizer and the examples.
@@ -66,21 +66,36 @@ pub struct MemoryRequest<'a> {
     pub sites: &'a [Site],
     /// Parameters of a classification head that are trained beside the adapter.
     pub head: &'a [Parameter],
+    /// What the model computes in.
+    pub dtype: DType,
     /// What the model keeps for its backward pass.
     pub recompute: Recompute,
+    /// Rows of logits that exist at a time; [`Footprint::new`] knows the usual number.
+    pub loss_chunk: usize,
     /// The largest micro-batch of training; see [`largest_micro_batch`](super::largest_micro_batch).
     pub train: BatchSize,
     /// The largest batch of an evaluation.
     pub evaluation: BatchSize,
-    /// An initialisation from a gradient ([`estimates_gradient`](super::estimates_gradient)): tokens of all its
-    /// samples, and its largest micro-batch.
-    pub init: Option<(usize, BatchSize)>,
+    /// What an initialisation from a gradient ([`estimates_gradient`](super::estimates_gradient)) is estimated on.
+    pub init: Option<EstimateSize>,
     /// Ids of all tokens that the run meets, as often as they like: mapped rows of an embedding that nobody reads
     /// take no memory.
     pub ids: &'a [u32],
     /// Bytes that the process takes before the weights are read: program, tokenizer, examples. Measured where the
     /// system tells, else [`PROCESS_OVERHEAD`].
     pub process: usize,
+}
+
+impl<'a> MemoryRequest<'a> {
+    /// What the memory of a step depends on, whatever its batch.
+    pub(super) fn footprint(&self) -> Footprint<'a> {
+        Footprint { config: self.config, dtype: self.dtype, loss_chunk: self.loss_chunk }
+    }
+
+    /// The estimate of its gradient, of that size.
+    pub(super) fn estimate(&self, size: EstimateSize) -> EstimatePlan<'a> {
+        EstimatePlan { footprint: self.footprint(), adapter: self.adapter, sites: self.sites, size }
+    }
 }
 
 /// Bytes by what they are for.
@@ -112,11 +127,13 @@ impl MemoryPlan {
     /// Adds up a run.
     pub fn new(request: &MemoryRequest<'_>) -> Self {
         let MemoryRequest { config, recompute, train, evaluation, .. } = *request;
+        let footprint = request.footprint();
+        let hooks = |batch| Hooks { request, batch };
         let full = request.adapter.method == Method::Full;
         let (frozen, adapted) = adapter(request);
         let head = head(request);
         let gradients = match full {
-            true => memory::weights(config, Storage::Trainable, size_of::<f32>()),
+            true => memory::weights(config, Storage::Trainable, size_of::<f32>(), DType::F32),
             false => adapted + head,
         };
         // A head that the device holds already is trained where it is.
@@ -128,22 +145,20 @@ impl MemoryPlan {
             Storage::Trainable => 0,
         };
         MemoryPlan {
-            weights: memory::weights(config, request.storage, request.file_element) - unread,
+            weights: memory::weights(config, request.storage, request.file_element, request.dtype) - unread,
             frozen,
             trained: adapted + copied_head,
             gradients,
             optimizer: 2 * gradients,
-            activations: memory::activations(config, train.tokens, train.labelled, recompute, reads)
-                + hook_saved(request, train.tokens, recompute)
-                + hook_temporary(request, train.tokens, request.adapter.lora_dropout),
-            evaluation: (memory::block_saved(config, evaluation.tokens)
-                + memory::block_temporary(config, evaluation.tokens, Pass::Forward))
-            .max(memory::head(config, evaluation.tokens, evaluation.labelled, Pass::Forward))
-                + hook_saved(request, evaluation.tokens, Recompute::Block)
-                + hook_temporary(request, evaluation.tokens, 0.0),
+            activations: footprint.activations(train.tokens, train.labelled, recompute, reads)
+                + hooks(train).saved(recompute)
+                + hooks(train).temporary(request.adapter.lora_dropout),
+            evaluation: footprint.evaluation(evaluation.tokens, evaluation.labelled)
+                + hooks(evaluation).saved(Recompute::Block)
+                + hooks(evaluation).temporary(0.0),
             initialisation: match request.init {
-                Some((tokens, batch)) => initialisation(request, tokens, batch),
-                None => initialisation_from_weights(request),
+                Some(size) => request.estimate(size).peak(),
+                None => from_weights(request.config, request.adapter, request.sites),
             },
             copied: if full { size_of::<f32>() * memory::largest_parameter(config) } else { 0 },
             process: request.process,
@@ -168,7 +183,7 @@ impl MemoryPlan {
 }
 
 /// What the backward pass of a method reads.
-fn reads(method: Method) -> Trained {
+pub(crate) fn reads(method: Method) -> Trained {
     match method.kind() {
         Kind::Weights => Trained::Everything,
         Kind::Product | Kind::Magnitude => Trained::OfInputs,
@@ -177,9 +192,9 @@ fn reads(method: Method) -> Trained {
 }
 
 /// Bytes of what an adapter holds at a site: frozen, and trained.
-fn adapter_of(request: &MemoryRequest<'_>, site: Site) -> (usize, usize) {
-    let (method, rank) = (request.adapter.method, request.adapter.rank);
-    let shape = request.config.site_shape(site);
+pub(super) fn adapter_of(config: &Config, adapter: &AdapterConfig, site: Site) -> (usize, usize) {
+    let AdapterConfig { method, rank, .. } = *adapter;
+    let shape = config.site_shape(site);
     let bytes = |parts: &[Part]| -> usize {
         parts.iter().map(|part| allocated_bytes(part.shape(rank, shape).iter().product())).sum()
     };
@@ -197,7 +212,7 @@ fn adapter_of(request: &MemoryRequest<'_>, site: Site) -> (usize, usize) {
 }
 
 fn adapter(request: &MemoryRequest<'_>) -> (usize, usize) {
-    let sites = request.sites.iter().map(|&site| adapter_of(request, site));
+    let sites = request.sites.iter().map(|&site| adapter_of(request.config, request.adapter, site));
     sites.fold((0, 0), |sum, site| (sum.0 + site.0, sum.1 + site.1))
 }
 
@@ -207,110 +222,71 @@ fn head(request: &MemoryRequest<'_>) -> usize {
     request.head.iter().map(size).map(allocated_bytes).sum()
 }
 
-/// What the sites keep for their backward, of all blocks or of the one at hand where blocks are recomputed.
-fn hook_saved(request: &MemoryRequest<'_>, tokens: usize, recompute: Recompute) -> usize {
-    let of = |site: &Site| {
-        let product = allocated_bytes(tokens * request.adapter.rank);
-        match request.adapter.method.kind() {
-            Kind::Weights => 0,
-            Kind::Product | Kind::Latent => product,
-            Kind::Magnitude => product + allocated_bytes(tokens * request.config.site_shape(*site).0),
+/// An adapter's part in a pass over a batch.
+struct Hooks<'a> {
+    request: &'a MemoryRequest<'a>,
+    batch: BatchSize,
+}
+
+impl Hooks<'_> {
+    /// Rows that a site is given: of the last block, what is behind its attention sees those that are read alone.
+    fn rows(&self, site: &Site) -> usize {
+        let last = site.layer + 1 == self.request.config.num_hidden_layers;
+        match last && site.projection >= Projection::Output {
+            true => self.batch.labelled,
+            false => self.batch.tokens,
         }
-    };
-    let in_layer = |layer| request.sites.iter().filter(|site| site.layer == layer).map(of).sum::<usize>();
-    match recompute {
-        Recompute::None => request.sites.iter().map(of).sum(),
-        Recompute::Block => (0..request.config.num_hidden_layers).map(in_layer).max().unwrap_or(0),
     }
-}
 
-/// What a site computes beside that, at the site where it is the most.
-fn hook_temporary(request: &MemoryRequest<'_>, tokens: usize, dropout: f64) -> usize {
-    let (method, rank) = (request.adapter.method, request.adapter.rank);
-    let of = |site: &Site| {
-        let (out, input) = request.config.site_shape(*site);
-        let product = allocated_bytes(tokens * rank);
-        let (own, reads_input) = match method.kind() {
-            Kind::Weights => return 0,
-            Kind::Product if method.subtracts_start() => {
-                (2 * product + allocated_bytes(rank * input) + allocated_bytes(out * rank), true)
+    /// Bytes of activations at a site, `[T, width]`.
+    fn activations(&self, site: &Site, width: usize) -> usize {
+        allocated_bytes_of(self.request.dtype, self.rows(site) * width)
+    }
+
+    /// The same of what is `f32` in any case.
+    fn exact(&self, site: &Site, width: usize) -> usize {
+        allocated_bytes(self.rows(site) * width)
+    }
+
+    /// What the sites keep for their backward, of all blocks or of the one at hand where blocks are recomputed.
+    fn saved(&self, recompute: Recompute) -> usize {
+        let MemoryRequest { config, adapter, sites, .. } = *self.request;
+        let of = |site: &Site| match adapter.method.kind() {
+            Kind::Weights => 0,
+            Kind::Product => self.activations(site, adapter.rank),
+            Kind::Latent => self.exact(site, adapter.rank),
+            Kind::Magnitude => {
+                self.activations(site, adapter.rank) + self.activations(site, config.site_shape(*site).0)
             }
-            Kind::Product => (product, true),
-            Kind::Magnitude => (product + allocated_bytes(tokens * out), true),
-            Kind::Latent => (product, false),
         };
-        // What is left of the input, and the gradient of that.
-        let dropped = if dropout > 0.0 { 1 + usize::from(reads_input) } else { 0 };
-        own + dropped * allocated_bytes(tokens * input)
-    };
-    request.sites.iter().map(of).max().unwrap_or(0)
-}
-
-/// Bytes of the adapter as it is made, with its gradients, and the working set of the largest factorisation where
-/// it comes from the SVD of each weight.
-fn initialisation_from_weights(request: &MemoryRequest<'_>) -> usize {
-    let AdapterConfig { method, rank, ref init, .. } = *request.adapter;
-    let from_weights = match method.kind() {
-        Kind::Latent => matches!(init.bases, Bases::Xs | Bases::W0Orthonormal),
-        _ => method == Method::Pissa,
-    };
-    if !from_weights {
-        return 0;
+        let in_layer = |layer| sites.iter().filter(|site| site.layer == layer).map(of).sum::<usize>();
+        let layers = config.num_hidden_layers;
+        let again = recompute.blocks(layers);
+        let one = (0..again).map(in_layer).max().unwrap_or(0);
+        (again..layers).map(in_layer).sum::<usize>().max(one)
     }
-    let (frozen, trained) = adapter(request);
-    let of = |&site: &Site| {
-        let (out, input) = request.config.site_shape(site);
-        allocated_bytes(out * input) + factorisation((out, input), rank)
-    };
-    frozen + 2 * trained + request.sites.iter().map(of).max().unwrap_or(0)
-}
 
-/// The largest moment of the streamed initialisation; blocks go from the last to the first. As it goes, the
-/// kept inputs become fewer and the adapter grows.
-fn initialisation(request: &MemoryRequest<'_>, tokens: usize, batch: BatchSize) -> usize {
-    let MemoryRequest { config, sites, .. } = *request;
-    // LoRA-GA takes twice as many singular vectors as its rank.
-    let rank = request.adapter.rank * if request.adapter.method == Method::LoraGa { 2 } else { 1 };
-    let (layers, width) = (config.num_hidden_layers, config.hidden_size);
-    let one = allocated_bytes(batch.tokens * width); // [T, D] of a micro-batch
-    let whole = tokens / batch.tokens.max(1);
-    let stream = whole * one + allocated_bytes((tokens - whole * batch.tokens) * width); // of all samples
-    let pass = Pass::Both(Trained::OfInputs);
-    let saved = memory::block_saved(config, batch.tokens);
-    let block = saved + memory::block_temporary(config, batch.tokens, pass);
-    let lowest = sites.iter().map(|site| site.layer).min().unwrap_or(0);
-    // The last micro-batch's forward: the gradients of the others wait for it.
-    let forward = saved + memory::block_temporary(config, batch.tokens, Pass::Forward) - one;
-    let head = memory::head(config, batch.tokens, batch.labelled, pass);
-    let mut largest = (layers - lowest) * stream + stream.saturating_sub(one) + forward.max(head);
-    let mut adapter = 0;
-    for layer in (lowest..layers).rev() {
-        let in_layer = || sites.iter().copied().filter(|site| site.layer == layer);
-        let shapes = || in_layer().map(|site| config.site_shape(site));
-        let gradients: usize = shapes().map(|(out, input)| allocated_bytes(out * input)).sum();
-        // The first micro-batch: its own input and gradient are among what the block counts.
-        let inputs = (layer - lowest + 1) * stream + stream;
-        largest = largest.max(adapter + gradients + inputs.saturating_sub(2 * one) + block);
-        // Each site's gradient goes as its factors come, so the two do not add up.
-        let factorising = shapes().map(|shape| factorisation(shape, rank)).max().unwrap_or(0);
-        largest = largest.max(adapter + gradients + inputs - stream + factorising);
-        adapter += in_layer()
-            .map(|site| {
-                let (frozen, trained) = adapter_of(request, site);
-                frozen + 2 * trained // with its gradient
-            })
-            .sum::<usize>();
-        largest = largest.max(adapter + inputs - stream);
+    /// What a site computes beside that, at the site where it is the most.
+    fn temporary(&self, dropout: f64) -> usize {
+        let MemoryRequest { config, adapter: &AdapterConfig { method, rank, .. }, sites, .. } = *self.request;
+        let of = |site: &Site| {
+            let (out, input) = config.site_shape(*site);
+            let product = self.activations(site, rank);
+            let (own, reads_input) = match method.kind() {
+                Kind::Weights => return 0,
+                Kind::Product if method.subtracts_start() => {
+                    // Both terms side by side, and what A and B have moved by.
+                    let moved = allocated_bytes(rank * input) + allocated_bytes(out * rank);
+                    (3 * product + moved + allocated_bytes(2 * rank * out.max(input)), true)
+                }
+                Kind::Product => (product, true),
+                Kind::Magnitude => (product + self.activations(site, out), true),
+                Kind::Latent => (product + self.exact(site, rank), false),
+            };
+            // What is left of the input, and the gradient of that.
+            let dropped = if dropout > 0.0 { 1 + usize::from(reads_input) } else { 0 };
+            own + dropped * self.activations(site, input)
+        };
+        sites.iter().map(of).max().unwrap_or(0)
     }
-    largest
-}
-
-/// Working set of one truncated SVD: the smaller side's Gram matrix and the iterated vectors, five times on the
-/// smaller side (vectors, images, and the filter's three) and once on the larger.
-fn factorisation((out, input): (usize, usize), rank: usize) -> usize {
-    let (small, large) = (out.min(input), out.max(input));
-    let block = (rank + ((rank as f64 * SvdOptions::default().oversampling) as usize).max(8)).min(small);
-    let product = product_scratch_bytes(small, small, large).max(product_scratch_bytes(block, large, small));
-    let vectors = 5 * allocated_bytes(block * small) + allocated_bytes(block * large);
-    allocated_bytes(small * small) + vectors + product
 }

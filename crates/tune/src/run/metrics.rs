@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a line for every optimizer step and every evaluation.
+//! `metrics.jsonl`: one JSON object a line for every optimizer step and every evaluation, and one for the memory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Disk;
 
-/// A line of `metrics.jsonl`. Everything but the times is the same in every run of the same plan.
+/// A line of `metrics.jsonl`. Everything but times and memory is the same in every run of the same plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Metric {
@@ -43,20 +43,33 @@ pub enum Metric {
         /// Time that the evaluation took.
         seconds: f64,
     },
+    /// The memory of the process at its largest: the last line of a run. Whoever resumes it writes its own.
+    Memory {
+        /// Optimizer steps finished.
+        step: usize,
+        /// Bytes as planned.
+        planned_bytes: usize,
+        /// Bytes as measured; left out where nobody counts them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        peak_bytes: Option<usize>,
+    },
 }
 
 impl Metric {
     /// Optimizer steps finished.
     pub fn step(&self) -> usize {
         match self {
-            Metric::Step { step, .. } | Metric::Evaluation { step, .. } => *step,
+            Metric::Step { step, .. } | Metric::Evaluation { step, .. } | Metric::Memory { step, .. } => {
+                *step
+            }
         }
     }
 
-    /// The same line without its times, for comparing runs.
+    /// The same line without its times and bytes, for comparing runs.
     pub fn timeless(mut self) -> Self {
         match &mut self {
             Metric::Step { seconds, .. } | Metric::Evaluation { seconds, .. } => *seconds = 0.0,
+            Metric::Memory { planned_bytes, peak_bytes, .. } => (*planned_bytes, *peak_bytes) = (0, None),
         }
         self
     }
@@ -76,13 +89,15 @@ impl MetricsLog {
         MetricsLog { path, length: 0, pending: Vec::new() }
     }
 
-    /// Keeps the lines of steps up to `last`, from which a run goes on; `None` keeps nothing.
+    /// Keeps the lines of steps up to `last`, from which a run goes on, and not the last one of the session that ended
+    /// there; `None` keeps nothing.
     pub(super) fn keep_through(&mut self, last: Option<usize>) -> io::Result<()> {
         self.pending.clear();
         self.length = 0;
         let Some(last) = last else { return Ok(()) };
         for line in read_lines(&self.path)? {
             match serde_json::from_str::<Metric>(&line) {
+                Ok(Metric::Memory { .. }) => break,
                 Ok(metric) if metric.step() <= last => self.length += line.len() as u64 + 1,
                 _ => break,
             }

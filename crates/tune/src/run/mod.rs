@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plan.json              every resolved value, with where it came from
-//! metrics.jsonl          one line for each optimizer step and each evaluation
+//! metrics.jsonl          one line for each optimizer step and each evaluation, at the end one for the memory
 //! frozen.safetensors     what an adapter keeps and never changes, as the bases B and A of LoRA-SB, written once
 //! best.json              the step with the lowest held-out loss or the best score, and what it was
 //! adapter/               the adapter after the last step, with its head where one is trained

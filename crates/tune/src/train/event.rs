@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::PeakMemory;
+use crate::plan::BatchSize;
 use crate::run::Best;
 
 /// Receives the events of a run, in their order.
@@ -30,6 +32,15 @@ pub enum Event {
         validation_examples: usize,
         /// Values that the optimizer changes, a head's included.
         trained_parameters: usize,
+    },
+    /// The largest micro-batch has been gone through, to see that it fits; nothing of that remains.
+    Rehearsed {
+        /// Its size.
+        size: BatchSize,
+        /// What the process has taken up to now, the start of the adapter included.
+        memory: PeakMemory,
+        /// Time that it took.
+        seconds: f64,
     },
     /// An optimizer step.
     Step(StepReport),
@@ -63,7 +74,7 @@ pub enum Event {
         message: String,
     },
     /// The end, also where the run was stopped.
-    Finished(Summary),
+    Finished(Box<Summary>),
 }
 
 /// An optimizer step in numbers.
@@ -125,6 +136,8 @@ pub struct Summary {
     pub adapter: Option<PathBuf>,
     /// The native adapter of `best_checkpoint`.
     pub best_adapter: Option<PathBuf>,
+    /// The memory that the process has taken; `None` where nobody watched it.
+    pub memory: Option<PeakMemory>,
     /// What could not be written at first; all of it was written in the end.
     pub failures: Vec<String>,
 }

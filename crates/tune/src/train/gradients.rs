@@ -88,7 +88,8 @@ fn pass_over(
     Ok(StepGradients { loss, grad_norm, tokens, trained_tokens })
 }
 
-fn accumulate(
+/// Adds the gradients of a micro-batch, each of its labels weighing `weight`; its loss.
+pub(super) fn accumulate(
     tuned: &mut Tuned,
     examples: &[&Example],
     weight: f32,

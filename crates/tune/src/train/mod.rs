@@ -11,6 +11,7 @@ mod cursor;
 mod event;
 mod gradients;
 mod head_warmup;
+mod rehearsal;
 mod start;
 mod trainer;
 
@@ -22,6 +23,7 @@ pub use self::cursor::{Cursor, StepExamples};
 pub use self::event::{Event, Observer, StepReport, Summary};
 pub use self::gradients::{MicroBatches, StepGradients, gradients_of_step};
 pub use self::head_warmup::{HeadWarmup, HeadWarmupStep, check_head_warmup, warm_up_head};
+pub use self::rehearsal::{MemoryWatch, PeakMemory};
 
 use crate::run::{Checkpoint, RunDirectory};
 use crate::{Result, TrainConfig, Tuned};
@@ -49,6 +51,10 @@ pub trait Clock {
 /// be written is reported to the observer and tried again at the next one; training goes on meanwhile.
 ///
 /// Without `resume` the run starts anew, and what `metrics.jsonl` holds is dropped.
+///
+/// With a `watch` over the memory, a run that starts anew first goes through its largest micro-batch, forward and
+/// backward, so that it fails then if it does not fit; nothing of that remains. At the end the peak is written down
+/// beside the planned one.
 ///
 /// ```
 /// use std::sync::{Arc, atomic::AtomicBool};
@@ -94,16 +100,17 @@ pub trait Clock {
 /// # let directory = directory.path();
 /// let mut run = RunDirectory::create(directory, plan)?;
 /// let (clock, stop) = (Stopwatch(std::time::Instant::now()), AtomicBool::new(false));
-/// let summary = train(&mut tuned, &data, &settings, &mut run, None, &mut Print, &clock, &stop)?;
+/// let summary = train(&mut tuned, &data, &settings, &mut run, None, &mut Print, &clock, None, &stop)?;
 /// assert_eq!((summary.step, summary.stopped), (20, false));
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
-/// Settings out of range, without use for the method or the task, or other than the plan of `run` says; data
-/// without a token to train on, or labels that are not the task's; a checkpoint of another run; a loss or gradient that is not finite (the state before that step is saved); a last
-/// checkpoint that cannot be written.
+/// Settings out of range, without use for the method or the task, other than the plan of `run` says, or of another
+/// `dtype` than the model; data without a token to train on, or labels that are not the task's; a checkpoint of
+/// another run; a loss or gradient that is not finite (the state before that step is saved); a last checkpoint that
+/// cannot be written.
 pub fn train(
     tuned: &mut Tuned,
     data: &TrainingData,
@@ -112,7 +119,8 @@ pub fn train(
     resume: Option<Checkpoint>,
     observer: &mut dyn Observer,
     clock: &dyn Clock,
+    watch: Option<&dyn MemoryWatch>,
     stop: &AtomicBool,
 ) -> Result<Summary> {
-    trainer::Trainer::new(tuned, data, config, run, resume, observer, clock)?.run(stop)
+    trainer::Trainer::new(tuned, data, config, run, resume, observer, clock, watch)?.run(stop)
 }

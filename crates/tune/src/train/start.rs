@@ -1,9 +1,10 @@
 //! What a run begins with: its data checked, its state fresh or from a checkpoint.
 
 use lora_sb_data::{Example, Label};
-use lora_sb_model::{Config, Positions, Task};
+use lora_sb_model::{Config, Model, Positions, Task};
 
 use super::TrainingData;
+use crate::config::Precision;
 use crate::eval::labels;
 use crate::optim::AdamW;
 use crate::run::tensors::sha256;
@@ -88,6 +89,18 @@ pub(super) fn load_trained(tuned: &mut Tuned, checkpoint: &Checkpoint) -> Result
     match saved.into_keys().next() {
         None => Ok(()),
         Some(extra) => Err(wrong(&extra, "only what is trained".into(), "a tensor that is not".into())),
+    }
+}
+
+/// Checks that the model computes in what the settings say: an adapter's start was computed in it as well.
+pub(super) fn check_dtype(dtype: Precision, model: &Model) -> Result<()> {
+    match model.dtype() == dtype.dtype() {
+        true => Ok(()),
+        false => Err(Error::Config {
+            name: "dtype".into(),
+            expected: format!("{}, what the model computes in", model.dtype()),
+            found: dtype.to_string(),
+        }),
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lora_sb_data::Example;
 
-use super::start::{check_examples, fresh_state, load_trained, restore};
+use super::rehearsal::rehearse;
+use super::start::{check_dtype, check_examples, fresh_state, load_trained, restore};
 use super::{
-    Clock, Cursor, Event, MicroBatches, Observer, StepGradients, StepReport, Summary, TrainingData,
-    gradients_of_step,
+    Clock, Cursor, Event, MemoryWatch, MicroBatches, Observer, PeakMemory, StepGradients, StepReport,
+    Summary, TrainingData, gradients_of_step,
 };
 use crate::eval::{Measured, measure, metrics_of, scores};
 use crate::export::native;
@@ -24,6 +25,7 @@ pub(super) struct Trainer<'a> {
     run: &'a mut RunDirectory,
     observer: &'a mut dyn Observer,
     clock: &'a dyn Clock,
+    watch: Option<&'a dyn MemoryWatch>,
     schedule: Schedule,
     cursor: Cursor,
     optimizer: AdamW,
@@ -53,8 +55,10 @@ impl<'a> Trainer<'a> {
         resume: Option<Checkpoint>,
         observer: &'a mut dyn Observer,
         clock: &'a dyn Clock,
+        watch: Option<&'a dyn MemoryWatch>,
     ) -> Result<Self> {
         config.validate()?;
+        check_dtype(config.dtype, &tuned.model)?;
         config.check_for(tuned.method(), tuned.model.config().task)?;
         run.plan().check_says(config)?;
         let cursor = Cursor::new(data.train.len(), config)?;
@@ -62,6 +66,9 @@ impl<'a> Trainer<'a> {
         check_examples(data, tuned.model.config())?;
         let all = data.train.iter().chain(&data.validation);
         tuned.model.prepare(all.map(|example| example.ids.len()).max().unwrap_or(0))?;
+        if let Some(rows) = config.loss_chunk {
+            tuned.model.set_loss_chunk(rows);
+        }
         let fresh = fresh_state(tuned, data, config, run)?;
         let (optimizer, state, saved) = match resume {
             None => (AdamW::new(tuned)?, fresh, None),
@@ -81,6 +88,7 @@ impl<'a> Trainer<'a> {
             run,
             observer,
             clock,
+            watch,
             schedule,
             cursor,
             optimizer,
@@ -104,6 +112,7 @@ impl<'a> Trainer<'a> {
             trained_parameters: self.tuned.trained_parameters(),
         });
         if self.saved.is_none() {
+            self.rehearse()?;
             self.evaluate()?;
             // So that a run killed early does not pay for its factorisations again. Where nothing was factorised,
             // starting anew is cheaper than writing a model's worth of zero moments.
@@ -124,6 +133,16 @@ impl<'a> Trainer<'a> {
             }
         }
         self.finish()
+    }
+
+    /// Goes through the largest micro-batch of the run, where somebody watches the memory.
+    fn rehearse(&mut self) -> Result<()> {
+        let Some(watch) = self.watch else { return Ok(()) };
+        let start = self.clock.seconds();
+        let size = rehearse(self.tuned, &self.data.train, self.config)?;
+        let (memory, seconds) = (PeakMemory::of(watch), self.clock.seconds() - start);
+        self.observer.event(&Event::Rehearsed { size, memory, seconds });
+        Ok(())
     }
 
     /// One optimizer step.
@@ -284,6 +303,10 @@ impl<'a> Trainer<'a> {
             Some((saved, path)) if saved == step => path,
             _ => self.run.save(&self.state, self.tuned, &self.optimizer, self.config.save_total_limit)?,
         };
+        let memory = self.watch.map(PeakMemory::of);
+        if let Some(PeakMemory { planned, peak }) = memory {
+            self.log(&Metric::Memory { step, planned_bytes: planned, peak_bytes: peak });
+        }
         let best = self.state.best.map(|best| self.run.checkpoint_path(best.step));
         let best_checkpoint = best.filter(|path| path.exists());
         let (adapter, best_adapter) = self.export(&checkpoint, best_checkpoint.as_deref())?;
@@ -302,9 +325,10 @@ impl<'a> Trainer<'a> {
             best_checkpoint,
             adapter,
             best_adapter,
+            memory,
             failures: self.failures,
         };
-        self.observer.event(&Event::Finished(summary.clone()));
+        self.observer.event(&Event::Finished(Box::new(summary.clone())));
         Ok(summary)
     }
 

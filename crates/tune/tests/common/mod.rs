@@ -366,6 +366,7 @@ pub(crate) fn config(method: Method) -> AdapterConfig {
             convention: Convention::PerSample,
             eta: 1e-2,
             max_tokens: 32,
+            blocks_at_once: None,
         },
         modules_to_save: Vec::new(),
         seed: 3,

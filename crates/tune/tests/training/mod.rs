@@ -13,7 +13,9 @@ use lora_sb_kernels::Kernels;
 use lora_sb_model::{Model, Recompute};
 use lora_sb_tune::optim::Scheduler;
 use lora_sb_tune::run::{Checkpoint, Disk, Fill, LocalDisk, Metric, ResolvedPlan, RunDirectory};
-use lora_sb_tune::train::{Clock, Event, MicroBatches, Observer, Summary, TrainingData, train};
+use lora_sb_tune::train::{
+    Clock, Event, MemoryWatch, MicroBatches, Observer, PeakMemory, Summary, TrainingData, train,
+};
 use lora_sb_tune::{AdapterConfig, Method, Result, TrainConfig, Tuned};
 
 use crate::common;
@@ -166,10 +168,37 @@ pub fn run_on(
     resume: Option<Checkpoint>,
     stop_after: Option<usize>,
 ) -> (Result<Summary>, Vec<Event>) {
+    run_watched(data, tuned, config, directory, resume, stop_after, None)
+}
+
+/// The same with an eye on the memory.
+pub fn run_watched(
+    data: &TrainingData,
+    tuned: &mut Tuned,
+    config: &TrainConfig,
+    directory: &mut RunDirectory,
+    resume: Option<Checkpoint>,
+    stop_after: Option<usize>,
+    watch: Option<&dyn MemoryWatch>,
+) -> (Result<Summary>, Vec<Event>) {
     let stop = AtomicBool::new(false);
     let mut recorder = Recorder { events: Vec::new(), stop_after: stop_after.map(|step| (step, &stop)) };
-    let summary = train(tuned, data, config, directory, resume, &mut recorder, &FakeClock::default(), &stop);
+    let clock = FakeClock::default();
+    let summary = train(tuned, data, config, directory, resume, &mut recorder, &clock, watch, &stop);
     (summary, recorder.events)
+}
+
+/// A process whose peak is what it is said to be.
+pub struct FakeMemory(pub PeakMemory);
+
+impl MemoryWatch for FakeMemory {
+    fn planned(&self) -> usize {
+        self.0.planned
+    }
+
+    fn peak(&self) -> Option<usize> {
+        self.0.peak
+    }
 }
 
 /// The bits of everything a run leaves: trained values, moments, metrics without times.

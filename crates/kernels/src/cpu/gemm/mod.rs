@@ -46,13 +46,6 @@ pub(crate) fn has_bf16_dot_products() -> bool {
     false
 }
 
-/// Where packed panels live between calls.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    a: Vec<f32>,
-    b: Vec<f32>,
-}
-
 /// `C (+)= alpha A B` with the threads of `pool`; a `[M, K]`, b `[K, N]`, c `[M, N]`.
 pub(crate) fn gemm(
     pool: &rayon::ThreadPool,
@@ -63,35 +56,18 @@ pub(crate) fn gemm(
     accum: Accum,
     c: Output<'_>,
 ) {
-    if a.rows * b.columns * a.columns < SERIAL_BELOW || pool.current_num_threads() == 1 {
-        return gemm_serial(&mut Scratch::default(), a, b, alpha, accum, c);
-    }
+    let serial = a.rows * b.columns * a.columns < SERIAL_BELOW || pool.current_num_threads() == 1;
     let product = Product::new(a, b, alpha, c);
     let (packed_a, packed_b) = product.micro.packed_sizes(product.m, product.n, product.k);
     let (mut packed_a, mut packed_b) = (recycler.take(packed_a), recycler.take(packed_b));
+    let (packed_a, packed_b) = (packed_a.as_mut_slice(), packed_b.as_mut_slice());
+    if serial {
+        return product.run(&a, &b, accum, packed_a, packed_b, &|count, work| (0..count).for_each(work));
+    }
     pool.install(|| {
         let each = |count, work: Work<'_>| (0..count).into_par_iter().for_each(work);
-        product.run(&a, &b, accum, packed_a.as_mut_slice(), packed_b.as_mut_slice(), &each);
+        product.run(&a, &b, accum, packed_a, packed_b, &each);
     });
-}
-
-/// `C (+)= alpha A B` on the calling thread, with the same bits as [`gemm`].
-pub(crate) fn gemm_serial(
-    scratch: &mut Scratch,
-    a: View<'_>,
-    b: View<'_>,
-    alpha: f32,
-    accum: Accum,
-    c: Output<'_>,
-) {
-    let product = Product::new(a, b, alpha, c);
-    let (packed_a, packed_b) = product.micro.packed_sizes(product.m, product.n, product.k);
-    for (buffer, length) in [(&mut scratch.a, packed_a), (&mut scratch.b, packed_b)] {
-        if buffer.len() < length {
-            buffer.resize(length, 0.0);
-        }
-    }
-    product.run(&a, &b, accum, &mut scratch.a, &mut scratch.b, &|count, work| (0..count).for_each(work));
 }
 
 /// Bytes that the `f32` product of `[M, K]` and `[K, N]` takes beside its operands and its result: the packed blocks.

@@ -63,18 +63,4 @@ impl<T> SharedRows<'_, T> {
         // SAFETY: the range has just been checked, exclusiveness is promised by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.0.start.add(offset), length) }
     }
-
-    /// The rows from the element at `offset` on, of at most `columns` elements, as an output of their own.
-    ///
-    /// # Safety
-    /// No other task may reach those columns of those rows while the output lives.
-    pub(crate) unsafe fn rectangle(&self, offset: usize, rows: usize, columns: usize) -> Output<'_, T> {
-        let length = if rows == 0 { 0 } else { (rows - 1) * self.0.stride + columns };
-        assert!(offset + length <= self.0.length, "elements {offset} + {length} of {}", self.0.length);
-        let start = {
-            // SAFETY: the range has just been checked.
-            unsafe { self.0.start.add(offset) }
-        };
-        Output { start, length, stride: self.0.stride, _borrow: PhantomData }
-    }
 }

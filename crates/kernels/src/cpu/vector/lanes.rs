@@ -68,6 +68,25 @@ fn dot_of<L: Level, T: Copy>(x: &[T], y: &[f32], wide: impl Fn(T) -> f32) -> f32
     combine(first, |a, b| a + b)
 }
 
+/// The sum of `term` over slices of one length. One chain of additions: with several the compiler no longer keeps
+/// the parts in registers where there is one slice.
+#[inline(always)]
+pub(crate) fn sum<L: Level, const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let length = slices[0].len();
+    let mut parts = [0.0f32; LANES];
+    let whole = length - length % LANES;
+    for start in (0..whole).step_by(LANES) {
+        let chunks = slices.map(|slice| &slice[start..start + LANES]);
+        for (lane, part) in parts.iter_mut().enumerate() {
+            *part += term(chunks.map(|chunk| chunk[lane]));
+        }
+    }
+    for (part, place) in parts.iter_mut().zip(whole..length) {
+        *part += term(slices.map(|slice| slice[place]));
+    }
+    combine(parts, |a, b| a + b)
+}
+
 /// The same number.
 #[inline(always)]
 pub(crate) fn wide(x: bf16) -> f32 {
@@ -83,6 +102,36 @@ pub(crate) fn round(x: f32) -> bf16 {
     let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1))) >> 16;
     let quiet = (bits >> 16) | 0x40;
     bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+}
+
+/// A type that elements are stored in: loops that are generic over it convert in registers.
+pub(crate) trait Element: Copy {
+    fn wide(self) -> f32;
+    fn round(x: f32) -> Self;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn round(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        wide(self)
+    }
+
+    #[inline(always)]
+    fn round(x: f32) -> bf16 {
+        round(x)
+    }
 }
 
 /// `y = x`; one length.

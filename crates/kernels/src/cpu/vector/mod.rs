@@ -68,40 +68,44 @@ pub(crate) fn simd() -> Simd {
 
 /// Compiles a function's body once per instruction set; the function takes the best one at run time.
 ///
-/// The body sees its [`Level`] as the type parameter named in angle brackets. What it calls is compiled for
-/// the same instruction set only where it is inlined: such functions are `#[inline(always)]`.
+/// The body sees its [`Level`] as the first type parameter named in angle brackets; others may follow, each with a
+/// bound. What it calls is compiled for the same instruction set only where it is inlined: such functions are
+/// `#[inline(always)]`.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<$level:ident>($($arg:ident: $type:ty),* $(,)?)
-        $(-> $result:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$level:ident $(, $generic:ident: $bound:path)*>(
+        $($arg:ident: $type:ty),* $(,)?
+    ) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(unsafe_code, reason = "calls code for instructions that the processor was asked for")]
-        $vis fn $name($($arg: $type),*) $(-> $result)? {
+        $vis fn $name<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn body<$level: $crate::cpu::vector::Level>($($arg: $type),*) $(-> $result)? $body
+            fn body<$level: $crate::cpu::vector::Level $(, $generic: $bound)*>(
+                $($arg: $type),*
+            ) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::cpu::vector::{Fused, Simd, simd};
 
                 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,fma")]
-                fn avx512($($arg: $type),*) $(-> $result)? {
-                    body::<Fused>($($arg),*)
+                fn avx512<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
+                    body::<Fused $(, $generic)*>($($arg),*)
                 }
 
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $type),*) $(-> $result)? {
-                    body::<Fused>($($arg),*)
+                fn avx2<$($generic: $bound),*>($($arg: $type),*) $(-> $result)? {
+                    body::<Fused $(, $generic)*>($($arg),*)
                 }
 
                 match simd() {
                     // SAFETY: simd() found every feature of this function on this processor.
-                    Simd::Avx512 => return unsafe { avx512($($arg),*) },
+                    Simd::Avx512 => return unsafe { avx512::<$($generic),*>($($arg),*) },
                     // SAFETY: as above.
-                    Simd::Avx2 => return unsafe { avx2($($arg),*) },
+                    Simd::Avx2 => return unsafe { avx2::<$($generic),*>($($arg),*) },
                     Simd::Baseline => {}
                 }
             }
-            body::<$crate::cpu::vector::Baseline>($($arg),*)
+            body::<$crate::cpu::vector::Baseline $(, $generic)*>($($arg),*)
         }
     };
 }

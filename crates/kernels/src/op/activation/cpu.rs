@@ -3,64 +3,83 @@
 //! An activation's formula for one element is a [`Curve`], which the gated activation shares.
 
 use super::{Activate, Activation, check};
-use crate::cpu::blocks::BLOCK;
-use crate::cpu::vector::{Level, lanes, vectorised};
+use crate::buffer::{Floats, FloatsMut};
+use crate::cpu::blocks::{BLOCK, Room, TILE};
+use crate::cpu::vector::lanes::{self, Element};
+use crate::cpu::vector::{Level, vectorised};
 use crate::{Cpu, Result, Tensor};
 
 impl Activate for Cpu {
     fn activation(&self, activation: Activation, x: &Tensor, y: &mut Tensor) -> Result<()> {
         let op = "activation";
         check(op, x, "y", y)?;
-        let (x, y) = (x.f32(op, "x")?, y.f32_mut(op, "y")?);
-        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)), |(x, y)| forward(activation, x, y));
+        let (x, y) = (x.floats(op, "x")?, y.floats_mut(op, "y")?);
+        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks(BLOCK)), |(x, y)| match (x, y) {
+            (Floats::Bf16(x), FloatsMut::Bf16(y)) => forward(activation, x, y),
+            (x, y) => {
+                let [mut x_room, mut y_room] = <[Room; 2]>::default();
+                for (x, y) in x.chunks(TILE).zip(y.chunks(TILE)) {
+                    let x = x_room.read(x);
+                    y_room.replace(y, |y| forward(activation, x, y));
+                }
+            }
+        });
         Ok(())
     }
 
     fn activation_backward(&self, activation: Activation, x: &mut Tensor, dy: &Tensor) -> Result<()> {
         let op = "activation_backward";
         check(op, x, "dy", dy)?;
-        let (x, dy) = (x.f32_mut(op, "x")?, dy.f32(op, "dy")?);
-        let blocks = x.chunks_mut(BLOCK).zip(dy.chunks(BLOCK));
-        self.each(dy.len(), blocks, |(x, dy)| backward(activation, x, dy));
+        let (x, dy) = (x.floats_mut(op, "x")?, dy.floats(op, "dy")?);
+        self.each(dy.len(), x.chunks(BLOCK).zip(dy.chunks(BLOCK)), |(x, dy)| match (x, dy) {
+            (FloatsMut::Bf16(x), Floats::Bf16(dy)) => backward(activation, x, dy),
+            (x, dy) => {
+                let [mut x_room, mut dy_room] = <[Room; 2]>::default();
+                for (x, dy) in x.chunks(TILE).zip(dy.chunks(TILE)) {
+                    let dy = dy_room.read(dy);
+                    x_room.update(x, |x| backward(activation, x, dy));
+                }
+            }
+        });
         Ok(())
     }
 }
 
 vectorised! {
     /// `y = f(x)`.
-    fn forward<L>(activation: Activation, x: &[f32], y: &mut [f32]) {
+    fn forward<L, E: Element>(activation: Activation, x: &[E], y: &mut [E]) {
         match activation {
-            Activation::Silu => values::<L, Silu>(x, y),
-            Activation::Gelu => values::<L, Gelu>(x, y),
-            Activation::GeluTanh => values::<L, GeluTanh>(x, y),
-            Activation::Tanh => values::<L, Tanh>(x, y),
+            Activation::Silu => values::<L, Silu, E>(x, y),
+            Activation::Gelu => values::<L, Gelu, E>(x, y),
+            Activation::GeluTanh => values::<L, GeluTanh, E>(x, y),
+            Activation::Tanh => values::<L, Tanh, E>(x, y),
         }
     }
 }
 
 vectorised! {
     /// `dx = dy f'(x)` over `x`.
-    fn backward<L>(activation: Activation, x: &mut [f32], dy: &[f32]) {
+    fn backward<L, E: Element>(activation: Activation, x: &mut [E], dy: &[E]) {
         match activation {
-            Activation::Silu => slopes::<L, Silu>(x, dy),
-            Activation::Gelu => slopes::<L, Gelu>(x, dy),
-            Activation::GeluTanh => slopes::<L, GeluTanh>(x, dy),
-            Activation::Tanh => slopes::<L, Tanh>(x, dy),
+            Activation::Silu => slopes::<L, Silu, E>(x, dy),
+            Activation::Gelu => slopes::<L, Gelu, E>(x, dy),
+            Activation::GeluTanh => slopes::<L, GeluTanh, E>(x, dy),
+            Activation::Tanh => slopes::<L, Tanh, E>(x, dy),
         }
     }
 }
 
 #[inline(always)]
-fn values<L: Level, C: Curve>(x: &[f32], y: &mut [f32]) {
+fn values<L: Level, C: Curve, E: Element>(x: &[E], y: &mut [E]) {
     for (y, &x) in y.iter_mut().zip(x) {
-        *y = C::value_and_slope::<L>(x).0;
+        *y = E::round(C::value_and_slope::<L>(x.wide()).0);
     }
 }
 
 #[inline(always)]
-fn slopes<L: Level, C: Curve>(x: &mut [f32], dy: &[f32]) {
+fn slopes<L: Level, C: Curve, E: Element>(x: &mut [E], dy: &[E]) {
     for (x, &dy) in x.iter_mut().zip(dy) {
-        *x = dy * C::value_and_slope::<L>(*x).1;
+        *x = E::round(dy.wide() * C::value_and_slope::<L>(x.wide()).1);
     }
 }
 

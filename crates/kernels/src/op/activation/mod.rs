@@ -28,7 +28,7 @@ pub enum Activation {
     Tanh,
 }
 
-/// An activation by itself, without a gate.
+/// An activation by itself, without a gate; each operand is `f32` or `bf16`.
 pub trait Activate {
     /// `y = f(x)`; one shape.
     fn activation(&self, activation: Activation, x: &Tensor, y: &mut Tensor) -> Result<()>;

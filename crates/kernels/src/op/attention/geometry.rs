@@ -66,6 +66,20 @@ impl AttentionShape {
             Mask::Sliding { window } => end.saturating_sub(window)..end,
         }
     }
+
+    /// The queries, counted inside the segment, that see key `j`: the inverse of [`AttentionShape::visible`].
+    pub(crate) fn seen_by(&self, j: usize, queries: usize, keys: usize) -> Range<usize> {
+        let earlier = keys - queries;
+        let first = j.saturating_sub(earlier);
+        match self.mask {
+            Mask::Full => 0..queries,
+            Mask::Causal => first..queries,
+            Mask::Sliding { window } => {
+                let end = j.saturating_add(window).saturating_sub(earlier).min(queries);
+                first.min(end)..end
+            }
+        }
+    }
 }
 
 /// The boundaries of sequences: which rows of the queries and which of the keys belong to each segment.

@@ -11,11 +11,19 @@
 //! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`.
 //! With a soft cap, `ds_ij` is multiplied by its derivative, `1 - (s_ij / c)^2`.
 //! Probabilities are computed again from `lse`; no more than a tile of them exists at a time.
+//!
+//! Operands, results and their gradients are all `f32` or all `bf16`, lse `f32` either way. With `bf16`, a device may
+//! round probabilities and the gradients of scores to `bf16` before it multiplies them by other operands.
 
+mod backward;
 mod cpu;
+mod forward;
 mod geometry;
 pub mod naive;
+mod operands;
+mod tile;
 
+pub use cpu::attention_scratch_bytes;
 pub use geometry::{AttentionShape, Mask, Segments};
 
 use crate::{Result, Tensor, shape};

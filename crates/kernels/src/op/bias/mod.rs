@@ -7,10 +7,10 @@ use crate::{Result, Tensor, shape};
 
 /// Adding a bias to every token.
 pub trait Bias {
-    /// `y[t] += b`; b `[N]` in any floating type, y `[T, N]`.
+    /// `y[t] += b`; b `[N]` in any floating type, y `[T, N]` in `f32` or `bf16`.
     fn bias(&self, b: &Tensor, y: &mut Tensor) -> Result<()>;
 
-    /// `db += sum_t dy[t]`; dy `[T, N]`, db `[N]`.
+    /// `db += sum_t dy[t]`; dy `[T, N]` in `f32` or `bf16`, db `[N]` in `f32`.
     fn bias_gradient(&self, dy: &Tensor, db: &mut Tensor) -> Result<()>;
 }
 

@@ -12,13 +12,14 @@ use crate::{Accum, Result, Tensor, shape};
 
 /// Factors of channels and sums over them.
 pub trait Channel {
-    /// `y[t, n] *= c[n]`; c `[N]` in any floating type, y `[T, N]`.
+    /// `y[t, n] *= c[n]`; c `[N]` in any floating type, y `[T, N]` in `f32` or `bf16`.
     fn scale_channels(&self, c: &Tensor, y: &mut Tensor) -> Result<()>;
 
-    /// `out[n] (+)= sum_t a[t, n] b[t, n]`; a and b `[T, N]`, out `[N]`.
+    /// `out[n] (+)= sum_t a[t, n] b[t, n]`; a and b `[T, N]` in any floating type, out `[N]` in `f32`.
     fn channel_products(&self, a: &Tensor, b: &Tensor, accum: Accum, out: &mut Tensor) -> Result<()>;
 
-    /// `out[n] (+)= alpha sum_k a[n, k] b[n, k]`; a and b `[N, K]` in any floating type, out `[N]`.
+    /// `out[n] (+)= alpha sum_k a[n, k] b[n, k]`; a and b `[N, K]` in any floating type, out `[N]` in
+    /// `f32`.
     fn row_products(&self, a: &Tensor, b: &Tensor, alpha: f32, accum: Accum, out: &mut Tensor) -> Result<()>;
 }
 

@@ -8,14 +8,14 @@ impl Columns for Cpu {
     fn take_columns(&self, x: &Tensor, from: usize, y: &mut Tensor) -> Result<()> {
         let op = "take_columns";
         let (whole, part) = widths(op, x, from, y)?;
-        let (x, y) = (x.f32(op, "x")?, y.f32_mut(op, "y")?);
-        if y.is_empty() {
+        let (length, x, y) = (y.len(), x.floats(op, "x")?, y.floats_mut(op, "y")?);
+        if length == 0 {
             return Ok(());
         }
         let rows = rows_per_block(part);
-        self.each(y.len(), x.chunks(rows * whole).zip(y.chunks_mut(rows * part)), |(x, y)| {
-            for (x, y) in x.chunks_exact(whole).zip(y.chunks_exact_mut(part)) {
-                y.copy_from_slice(&x[from..from + part]);
+        self.each(length, x.chunks(rows * whole).zip(y.chunks(rows * part)), |(x, y)| {
+            for (x, y) in x.chunks(whole).zip(y.chunks(part)) {
+                y.copy(x.slice(from..from + part));
             }
         });
         Ok(())
@@ -24,14 +24,14 @@ impl Columns for Cpu {
     fn put_columns(&self, y: &Tensor, from: usize, x: &mut Tensor) -> Result<()> {
         let op = "put_columns";
         let (whole, part) = widths(op, x, from, y)?;
-        let (y, x) = (y.f32(op, "y")?, x.f32_mut(op, "x")?);
-        if y.is_empty() {
+        let (length, y, x) = (y.len(), y.floats(op, "y")?, x.floats_mut(op, "x")?);
+        if length == 0 {
             return Ok(());
         }
         let rows = rows_per_block(part);
-        self.each(y.len(), x.chunks_mut(rows * whole).zip(y.chunks(rows * part)), |(x, y)| {
-            for (x, y) in x.chunks_exact_mut(whole).zip(y.chunks_exact(part)) {
-                x[from..from + part].copy_from_slice(y);
+        self.each(length, x.chunks(rows * whole).zip(y.chunks(rows * part)), |(x, y)| {
+            for (x, y) in x.chunks(whole).zip(y.chunks(part)) {
+                x.slice(from..from + part).copy(y);
             }
         });
         Ok(())

@@ -7,7 +7,8 @@ pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};
 
-/// Ranges of columns; W columns are the whole and `w` of them the part.
+/// Ranges of columns; W columns are the whole and `w` of them the part. Both tensors are `f32` or `bf16`, each on its
+/// own; what is put is rounded to the whole's type.
 pub trait Columns {
     /// `y = x[:, from..from + w]`; x `[T, W]`, y `[T, w]`.
     ///

@@ -1,7 +1,7 @@
 //! Dropout on the CPU.
 
 use super::{Dropout, DropoutMask, check};
-use crate::cpu::blocks::BLOCK;
+use crate::cpu::blocks::{BLOCK, Room, TILE};
 use crate::cpu::vector::vectorised;
 use crate::{Accum, Cpu, Result, Tensor};
 
@@ -12,13 +12,16 @@ impl Dropout for Cpu {
     fn dropout(&self, rate: f32, seed: u64, x: &Tensor, accum: Accum, y: &mut Tensor) -> Result<()> {
         let op = "dropout";
         let mask = check(rate, seed, x, y)?;
-        let (x, y) = (x.f32(op, "x")?, y.f32_mut(op, "y")?);
-        let blocks = x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)).enumerate();
+        let (x, y) = (x.floats(op, "x")?, y.floats_mut(op, "y")?);
+        let blocks = x.chunks(BLOCK).zip(y.chunks(BLOCK)).enumerate();
         self.each(x.len(), blocks, |(block, (x, y))| {
-            let first = block * BLOCK;
-            match accum {
-                Accum::Replace => replace(mask, first, x, y),
-                Accum::Add => add(mask, first, x, y),
+            let [mut x_room, mut y_room] = <[Room; 2]>::default();
+            for (tile, (x, y)) in x.chunks(TILE).zip(y.chunks(TILE)).enumerate() {
+                let (first, x) = (block * BLOCK + tile * TILE, x_room.read(x));
+                y_room.write(accum, y, |y| match accum {
+                    Accum::Replace => replace(mask, first, x, y),
+                    Accum::Add => add(mask, first, x, y),
+                });
             }
         });
         Ok(())

@@ -30,7 +30,8 @@ use crate::{Accum, Error, Result, Tensor, op::elementwise};
 
 /// Random zeros.
 pub trait Dropout {
-    /// `y (+)= x mask / (1 - rate)`; one shape. A dropped element is 0 even where x is infinite or NaN.
+    /// `y (+)= x mask / (1 - rate)`; one shape, each `f32` or `bf16`. A dropped element is 0 even where x is infinite
+    /// or NaN.
     ///
     /// # Errors
     /// Where the rate is not in `[0, 1)`.

@@ -1,7 +1,10 @@
 //! The element-wise operations on the CPU.
 
+use half::bf16;
+
 use super::{Elementwise, check, check_cap};
-use crate::cpu::blocks::BLOCK;
+use crate::buffer::FloatsMut;
+use crate::cpu::blocks::{BLOCK, Room, TILE};
 use crate::cpu::vector::{self, vectorised};
 use crate::{Cpu, Result, Tensor};
 
@@ -9,7 +12,7 @@ impl Elementwise for Cpu {
     fn cast(&self, x: &Tensor, y: &mut Tensor) -> Result<()> {
         check("cast", x, y)?;
         let (x, y) = (x.floats("cast", "x")?, y.floats_mut("cast", "y")?);
-        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks(BLOCK)), |(x, y)| y.replace(|y| x.widen(0, y)));
+        self.each(x.len(), x.chunks(BLOCK).zip(y.chunks(BLOCK)), |(x, y)| y.copy(x));
         Ok(())
     }
 
@@ -17,35 +20,51 @@ impl Elementwise for Cpu {
         check("add", x, y)?;
         let (x, y) = (x.floats("add", "x")?, y.floats_mut("add", "y")?);
         self.each(x.len(), x.chunks(BLOCK).zip(y.chunks(BLOCK)), |(x, y)| {
-            let mut space = Vec::new();
-            let x = x.widened(&mut space);
-            y.update(|y| vector::axpy(alpha, x, y));
+            let [mut x_room, mut y_room] = <[Room; 2]>::default();
+            for (x, y) in x.chunks(TILE).zip(y.chunks(TILE)) {
+                let x = x_room.read(x);
+                y_room.update(y, |y| vector::axpy(alpha, x, y));
+            }
         });
         Ok(())
     }
 
     fn fill(&self, value: f32, x: &mut Tensor) -> Result<()> {
-        let x = x.f32_mut("fill", "x")?;
-        self.each(x.len(), x.chunks_mut(BLOCK), |x| x.fill(value));
+        let (length, x) = (x.len(), x.floats_mut("fill", "x")?);
+        self.each(length, x.chunks(BLOCK), |x| match x {
+            FloatsMut::F32(x) => x.fill(value),
+            FloatsMut::Bf16(x) => x.fill(bf16::from_f32(value)),
+        });
         Ok(())
     }
 
     fn scaled_sign(&self, alpha: f32, x: &mut Tensor) -> Result<()> {
-        let x = x.f32_mut("scaled_sign", "x")?;
-        self.each(x.len(), x.chunks_mut(BLOCK), |x| signs(alpha, x));
-        Ok(())
+        self.change("scaled_sign", x, |x| signs(alpha, x))
     }
 
     fn scale(&self, alpha: f32, x: &mut Tensor) -> Result<()> {
-        let x = x.f32_mut("scale", "x")?;
-        self.each(x.len(), x.chunks_mut(BLOCK), |x| vector::scale(x, alpha));
-        Ok(())
+        self.change("scale", x, |x| vector::scale(x, alpha))
     }
 
     fn soft_cap(&self, cap: f32, x: &mut Tensor) -> Result<()> {
         check_cap("soft_cap", cap)?;
-        let x = x.f32_mut("soft_cap", "x")?;
-        self.each(x.len(), x.chunks_mut(BLOCK), |x| vector::soft_cap(x, cap));
+        self.change("soft_cap", x, |x| vector::soft_cap(x, cap))
+    }
+}
+
+impl Cpu {
+    /// Changes all elements by `work`, a tile at a time.
+    fn change(
+        &self,
+        op: &'static str,
+        x: &mut Tensor,
+        work: impl Fn(&mut [f32]) + Send + Sync,
+    ) -> Result<()> {
+        let (length, x) = (x.len(), x.floats_mut(op, "x")?);
+        self.each(length, x.chunks(BLOCK), |x| {
+            let mut room = Room::default();
+            x.chunks(TILE).for_each(|x| room.update(x, &work));
+        });
         Ok(())
     }
 }

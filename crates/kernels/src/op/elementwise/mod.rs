@@ -5,7 +5,7 @@ pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};
 
-/// Operations on each element alone.
+/// Operations on each element alone; what is written is `f32` or `bf16`.
 pub trait Elementwise {
     /// `y = x`, rounded where y is `bf16`; one shape, any floating x, y `f32` or `bf16`.
     fn cast(&self, x: &Tensor, y: &mut Tensor) -> Result<()>;

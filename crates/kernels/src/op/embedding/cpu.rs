@@ -1,7 +1,7 @@
 //! The embedding on the CPU: copies, bound by memory.
 
 use super::{Embedding, check_ids, dims};
-use crate::cpu::blocks::{COLUMNS, rows_per_block};
+use crate::cpu::blocks::{COLUMNS, Room, rows_per_block};
 use crate::cpu::vector;
 use crate::{Cpu, Result, Tensor};
 
@@ -9,15 +9,16 @@ impl Embedding for Cpu {
     fn embedding(&self, ids: &Tensor, table: &Tensor, x: &mut Tensor) -> Result<()> {
         let op = "embedding";
         let (v, d) = dims(op, ids, x, table)?;
-        let (ids, table, x) = (ids.u32(op, "ids")?, table.floats(op, "table")?, x.f32_mut(op, "x")?);
+        let (ids, table) = (ids.u32(op, "ids")?, table.floats(op, "table")?);
         check_ids(op, ids, v)?;
-        if x.is_empty() {
+        let (length, x) = (x.len(), x.floats_mut(op, "x")?);
+        if length == 0 {
             return Ok(());
         }
         let rows = rows_per_block(d);
-        self.each(x.len(), ids.chunks(rows).zip(x.chunks_mut(rows * d)), |(ids, x)| {
-            for (&id, x) in ids.iter().zip(x.chunks_exact_mut(d)) {
-                table.widen(id as usize * d, x);
+        self.each(length, ids.chunks(rows).zip(x.chunks(rows * d)), |(ids, x)| {
+            for (&id, x) in ids.iter().zip(x.chunks(d)) {
+                x.copy(table.slice(id as usize * d..(id as usize + 1) * d));
             }
         });
         Ok(())
@@ -26,10 +27,10 @@ impl Embedding for Cpu {
     fn embedding_gradient(&self, ids: &Tensor, dx: &Tensor, dtable: &mut Tensor) -> Result<()> {
         let op = "embedding_gradient";
         let (v, d) = dims(op, ids, dx, dtable)?;
-        let (ids, dx) = (ids.u32(op, "ids")?, dx.f32(op, "dx")?);
+        let (ids, dx) = (ids.u32(op, "ids")?, dx.floats(op, "dx")?);
         check_ids(op, ids, v)?;
         let dtable = dtable.f32_mut(op, "dtable")?;
-        if dx.is_empty() {
+        if dx.len() == 0 {
             return Ok(());
         }
         let mut tokens: Vec<u32> = (0..ids.len() as u32).collect();
@@ -39,8 +40,10 @@ impl Embedding for Cpu {
             row.chunks_mut(COLUMNS).enumerate().map(move |(block, row)| (tokens, block * COLUMNS, row))
         });
         self.each(dx.len(), blocks, |(tokens, column, row)| {
+            let mut room = Room::default();
             for &t in tokens {
-                vector::axpy(1.0, &dx[t as usize * d + column..][..row.len()], row);
+                let start = t as usize * d + column;
+                vector::axpy(1.0, room.read(dx.slice(start..start + row.len())), row);
             }
         });
         Ok(())

@@ -7,13 +7,14 @@ use crate::{Error, Result, Tensor, shape};
 
 /// Looking up rows of a table `[V, D]`.
 pub trait Embedding {
-    /// `x[t] = table[ids[t]]`; ids `[T]` of u32, table `[V, D]` in any floating type, x `[T, D]`.
+    /// `x[t] = table[ids[t]]`; ids `[T]` of u32, table `[V, D]` in any floating type, x `[T, D]` in `f32` or `bf16`.
     ///
     /// # Errors
     /// Where an id is not below V.
     fn embedding(&self, ids: &Tensor, table: &Tensor, x: &mut Tensor) -> Result<()>;
 
-    /// `dtable[ids[t]] += dx[t]`, in the order of t; dx `[T, D]`, dtable `[V, D]`.
+    /// `dtable[ids[t]] += dx[t]`, in the order of t; dx `[T, D]` in `f32` or `bf16`, dtable `[V, D]` in
+    /// `f32`.
     fn embedding_gradient(&self, ids: &Tensor, dx: &Tensor, dtable: &mut Tensor) -> Result<()>;
 }
 

@@ -10,7 +10,7 @@ pub mod naive;
 
 use crate::{Activation, Result, Tensor, shape};
 
-/// Gated activation, element by element.
+/// Gated activation, element by element; each operand is `f32` or `bf16`.
 pub trait GatedActivation {
     /// `h = act(gate) * up`; all `[T, F]`.
     fn gated_activation(

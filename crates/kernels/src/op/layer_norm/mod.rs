@@ -11,10 +11,10 @@ pub mod naive;
 
 use crate::{Accum, Result, Tensor, shape};
 
-/// Layer normalisation of every token.
+/// Layer normalisation of every token; x, f, y and their gradients are `f32` or `bf16`, each on its own.
 pub trait LayerNorm {
-    /// x `[T, D]`, gain and shift `[D]` in any floating type, y `[T, D]`; mean and rstd `[T]` are kept for the
-    /// backward.
+    /// x `[T, D]`, gain and shift `[D]` in any floating type, y `[T, D]`; mean and rstd `[T]` in `f32` are
+    /// kept for the backward.
     fn layer_norm(
         &self,
         x: &Tensor,
@@ -26,8 +26,25 @@ pub trait LayerNorm {
         rstd: &mut Tensor,
     ) -> Result<()>;
 
+    /// `x += f`, and y of the sum as [`LayerNorm::layer_norm`] has it: a residual sum and the norm behind it in one
+    /// pass.
+    ///
+    /// f, x and y `[T, D]`, gain and shift `[D]`, mean and rstd `[T]`. Where x is `bf16`, y belongs to the rounded
+    /// sum.
+    fn add_layer_norm(
+        &self,
+        f: &Tensor,
+        x: &mut Tensor,
+        gain: &Tensor,
+        shift: &Tensor,
+        eps: f32,
+        y: &mut Tensor,
+        mean: &mut Tensor,
+        rstd: &mut Tensor,
+    ) -> Result<()>;
+
     /// `dx (+)= ...`, and `dgain += ...`, `dshift += ...` where they are wanted; statistics are mean and rstd
-    /// `[T]`, dy `[T, D]`, dx `[T, D]`, dgain and dshift `[D]`.
+    /// `[T]`, dy `[T, D]`, dx `[T, D]`, dgain and dshift `[D]` in `f32`.
     fn layer_norm_backward(
         &self,
         x: &Tensor,

@@ -1,5 +1,6 @@
 //! Specification of layer normalisation.
 
+use crate::op::elementwise;
 use crate::{Accum, Number};
 
 /// `y = gain * (x - mean) * rstd + shift`; x `[T, D]`, gain and shift `[D]`, y `[T, D]`, mean and rstd `[T]`.
@@ -23,6 +24,21 @@ pub fn forward<F: Number>(
             y[i] = gain[i] * ((x[i] - *mean) * *rstd) + shift[i];
         }
     }
+}
+
+/// `x += f`, then [`forward`]; f `[T, D]`.
+pub fn add_forward<F: Number>(
+    f: &[F],
+    x: &mut [F],
+    gain: &[F],
+    shift: &[F],
+    eps: F,
+    y: &mut [F],
+    mean: &mut [F],
+    rstd: &mut [F],
+) {
+    elementwise::naive::add(F::of(1.0), f, x);
+    forward(x, gain, shift, eps, y, mean, rstd);
 }
 
 /// `dx = rstd * (g - mean(g) - n * mean(g * n))` with `n = (x - mean) * rstd`, `g = gain * dy`;

@@ -5,7 +5,7 @@ pub mod naive;
 
 use crate::{Result, Tensor};
 
-/// Reductions of an `f32` tensor.
+/// Reductions of a tensor of any floating type.
 pub trait Reduce {
     /// The sum of the squares of all elements; NaN or infinite if an element is.
     fn sum_of_squares(&self, x: &Tensor) -> Result<f64>;

@@ -22,9 +22,9 @@ pub enum RmsGain {
     OnePlusWeight,
 }
 
-/// Root mean square normalisation of every token.
+/// Root mean square normalisation of every token; x, f, y and their gradients are `f32` or `bf16`, each on its own.
 pub trait RmsNorm {
-    /// x `[T, D]`, gain `[D]` in any floating type, y `[T, D]`, rstd `[T]` (kept for the backward).
+    /// x `[T, D]`, gain `[D]` in any floating type, y `[T, D]`, rstd `[T]` in `f32` (kept for the backward).
     fn rms_norm(
         &self,
         x: &Tensor,
@@ -35,7 +35,21 @@ pub trait RmsNorm {
         rstd: &mut Tensor,
     ) -> Result<()>;
 
-    /// `dx (+)= ...`, and `dgain += ...` where it is wanted; dy `[T, D]`, dx `[T, D]`, dgain `[D]`.
+    /// `x += f`, and y of the sum as [`RmsNorm::rms_norm`] has it: a residual sum and the norm behind it in one pass.
+    ///
+    /// f, x and y `[T, D]`, gain `[D]`, rstd `[T]`. Where x is `bf16`, y belongs to the rounded sum.
+    fn add_rms_norm(
+        &self,
+        f: &Tensor,
+        x: &mut Tensor,
+        gain: &Tensor,
+        kind: RmsGain,
+        eps: f32,
+        y: &mut Tensor,
+        rstd: &mut Tensor,
+    ) -> Result<()>;
+
+    /// `dx (+)= ...`, and `dgain += ...` where it is wanted; dy `[T, D]`, dx `[T, D]`, dgain `[D]` in `f32`.
     fn rms_norm_backward(
         &self,
         x: &Tensor,

@@ -1,6 +1,7 @@
 //! Specification of root mean square normalisation.
 
 use super::RmsGain;
+use crate::op::elementwise;
 use crate::{Accum, Number};
 
 /// The factors of the normed elements from what is stored of them.
@@ -21,6 +22,20 @@ pub fn forward<F: Number>(x: &[F], gain: &[F], kind: RmsGain, eps: F, y: &mut [F
             *y = gain * (x * *rstd);
         }
     }
+}
+
+/// `x += f`, then [`forward`]; f `[T, D]`.
+pub fn add_forward<F: Number>(
+    f: &[F],
+    x: &mut [F],
+    gain: &[F],
+    kind: RmsGain,
+    eps: F,
+    y: &mut [F],
+    rstd: &mut [F],
+) {
+    elementwise::naive::add(F::of(1.0), f, x);
+    forward(x, gain, kind, eps, y, rstd);
 }
 
 /// `dx = rstd * (g - n * mean(g * n))` with `n = x * rstd`, `g = gain * dy`; `dgain += dy * n`.

@@ -1,8 +1,10 @@
 //! The rotation on the CPU.
 
 use super::{Rope, RopeTable, widths};
+use crate::buffer::FloatsMut;
 use crate::cpu::blocks::rows_per_block;
-use crate::cpu::vector::{lanes, vectorised};
+use crate::cpu::vector::lanes::{self, Element};
+use crate::cpu::vector::vectorised;
 use crate::{Cpu, Result, Tensor};
 
 impl Rope for Cpu {
@@ -28,15 +30,20 @@ impl Cpu {
     ) -> Result<()> {
         let (width, head_size, half) = widths(op, table, positions, x)?;
         let (cos, sin) = (table.cos.f32(op, "cos")?, table.sin.f32(op, "sin")?);
-        let (positions, x) = (positions.u32(op, "positions")?, x.f32_mut(op, name)?);
-        if x.is_empty() {
+        let (length, positions) = (x.len(), positions.u32(op, "positions")?);
+        let x = x.floats_mut(op, name)?;
+        if length == 0 {
             return Ok(());
         }
         let rows = rows_per_block(width);
-        self.each(x.len(), positions.chunks(rows).zip(x.chunks_mut(rows * width)), |(positions, x)| {
-            for (&position, x) in positions.iter().zip(x.chunks_exact_mut(width)) {
+        self.each(length, positions.chunks(rows).zip(x.chunks(rows * width)), |(positions, x)| {
+            for (&position, x) in positions.iter().zip(x.chunks(width)) {
                 let row = position as usize * half;
-                turn_heads(&cos[row..row + half], &sin[row..row + half], direction, head_size, x);
+                let (cos, sin) = (&cos[row..row + half], &sin[row..row + half]);
+                match x {
+                    FloatsMut::F32(x) => turn_heads(cos, sin, direction, head_size, x),
+                    FloatsMut::Bf16(x) => turn_heads(cos, sin, direction, head_size, x),
+                }
             }
         });
         Ok(())
@@ -45,13 +52,14 @@ impl Cpu {
 
 vectorised! {
     /// Turns the heads of one token by the angles of `cos, sin [U/2]`.
-    fn turn_heads<L>(cos: &[f32], sin: &[f32], direction: f32, head_size: usize, x: &mut [f32]) {
+    fn turn_heads<L, E: Element>(cos: &[f32], sin: &[f32], direction: f32, head_size: usize, x: &mut [E]) {
         let half = cos.len();
         for head in x.chunks_exact_mut(head_size) {
             let (real, imaginary) = head.split_at_mut(half);
-            for (((x1, x2), &c), &s) in real.iter_mut().zip(imaginary).zip(cos).zip(sin) {
-                let s = s * direction;
-                (*x1, *x2) = (lanes::fma::<L>(*x1, c, -*x2 * s), lanes::fma::<L>(*x2, c, *x1 * s));
+            for (((real, imaginary), &c), &s) in real.iter_mut().zip(imaginary).zip(cos).zip(sin) {
+                let (s, x1, x2) = (s * direction, real.wide(), imaginary.wide());
+                *real = E::round(lanes::fma::<L>(x1, c, -x2 * s));
+                *imaginary = E::round(lanes::fma::<L>(x2, c, x1 * s));
             }
         }
     }

@@ -62,7 +62,7 @@ impl RopeTable {
     }
 }
 
-/// Rotation of queries or keys, in place.
+/// Rotation of queries or keys, in place; `f32` or `bf16`.
 pub trait Rope {
     /// Turns every head of `x [T, H*E]` forward by its token's position; positions `[T]` of u32.
     ///

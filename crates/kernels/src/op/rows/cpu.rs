@@ -1,6 +1,9 @@
 //! The row operations on the CPU: copies, bound by memory.
 
+use half::bf16;
+
 use super::{Rows, copy_width, width};
+use crate::buffer::{Floats, FloatsMut};
 use crate::cpu::blocks::rows_per_block;
 use crate::{Cpu, Error, Result, Tensor};
 
@@ -8,14 +11,15 @@ impl Rows for Cpu {
     fn gather_rows(&self, rows: &Tensor, x: &Tensor, y: &mut Tensor) -> Result<()> {
         let op = "gather_rows";
         let d = width(op, rows, y, x)?;
-        let (rows, x, y) = (rows.u32(op, "rows")?, x.f32(op, "x")?, y.f32_mut(op, "y")?);
-        if y.is_empty() {
+        let (length, rows, x) = (y.len(), rows.u32(op, "rows")?, x.floats(op, "x")?);
+        let y = y.floats_mut(op, "y")?;
+        if length == 0 {
             return Ok(());
         }
         let block = rows_per_block(d);
-        self.each(y.len(), rows.chunks(block).zip(y.chunks_mut(block * d)), |(rows, y)| {
-            for (&row, y) in rows.iter().zip(y.chunks_exact_mut(d)) {
-                y.copy_from_slice(&x[row as usize * d..][..d]);
+        self.each(length, rows.chunks(block).zip(y.chunks(block * d)), |(rows, y)| {
+            for (&row, y) in rows.iter().zip(y.chunks(d)) {
+                y.copy(row_of(x, row, d));
             }
         });
         Ok(())
@@ -25,20 +29,22 @@ impl Rows for Cpu {
         let op = "scatter_rows";
         let d = width(op, rows, dy, dx)?;
         let t = dx.shape()[0];
-        let (rows, dy, dx) = (rows.u32(op, "rows")?, dy.f32(op, "dy")?, dx.f32_mut(op, "dx")?);
-        if dx.is_empty() {
+        let (length, rows, dy) = (dx.len(), rows.u32(op, "rows")?, dy.floats(op, "dy")?);
+        let dx = dx.floats_mut(op, "dx")?;
+        if length == 0 {
             return Ok(());
         }
-        let mut sources: Vec<Option<&[f32]>> = vec![None; t];
-        for (&row, dy) in rows.iter().zip(dy.chunks_exact(d)) {
-            sources[row as usize] = Some(dy);
+        let mut sources: Vec<Option<Floats<'_>>> = vec![None; t];
+        for (i, &row) in rows.iter().enumerate() {
+            sources[row as usize] = Some(row_of(dy, i as u32, d));
         }
         let block = rows_per_block(d);
-        self.each(dx.len(), sources.chunks(block).zip(dx.chunks_mut(block * d)), |(sources, dx)| {
-            for (source, dx) in sources.iter().zip(dx.chunks_exact_mut(d)) {
-                match source {
-                    Some(dy) => dx.copy_from_slice(dy),
-                    None => dx.fill(0.0),
+        self.each(length, sources.chunks(block).zip(dx.chunks(block * d)), |(sources, dx)| {
+            for (source, dx) in sources.iter().zip(dx.chunks(d)) {
+                match (source, dx) {
+                    (Some(dy), dx) => dx.copy(*dy),
+                    (None, FloatsMut::F32(dx)) => dx.fill(0.0),
+                    (None, FloatsMut::Bf16(dx)) => dx.fill(bf16::ZERO),
                 }
             }
         });
@@ -55,28 +61,42 @@ impl Rows for Cpu {
             let message = format!("row {} of y would be written twice", twice[0].0);
             return Err(Error::Value { op, message });
         }
-        let (x, y) = (x.f32(op, "x")?, y.f32_mut(op, "y")?);
-        if x.is_empty() || y.is_empty() {
+        let (empty, x) = (x.is_empty() || y.is_empty(), x.floats(op, "x")?);
+        let y = y.floats_mut(op, "y")?;
+        if empty {
             return Ok(());
         }
-        let copies = pairs.len() * d;
-        let blocks = destinations(pairs.chunks(rows_per_block(d)), y, d);
-        self.each(copies, blocks, |(pairs, first, y)| {
+        let blocks = pairs.chunks(rows_per_block(d));
+        let blocks: Vec<_> = match y {
+            FloatsMut::F32(y) => {
+                destinations(blocks, y, d).map(|(p, f, y)| (p, f, FloatsMut::F32(y))).collect()
+            }
+            FloatsMut::Bf16(y) => {
+                destinations(blocks, y, d).map(|(p, f, y)| (p, f, FloatsMut::Bf16(y))).collect()
+            }
+        };
+        self.each(pairs.len() * d, blocks.into_iter(), |(pairs, first, mut y)| {
             for &(to, from) in pairs {
-                y[(to as usize - first) * d..][..d].copy_from_slice(&x[from as usize * d..][..d]);
+                let start = (to as usize - first) * d;
+                y.reborrow().slice(start..start + d).copy(row_of(x, from, d));
             }
         });
         Ok(())
     }
 }
 
+/// Row `row` of `x [T, D]`.
+fn row_of(x: Floats<'_>, row: u32, d: usize) -> Floats<'_> {
+    x.slice(row as usize * d..(row as usize + 1) * d)
+}
+
 /// For every block of `(to, from)` pairs, sorted by `to`: the pairs, the first row they write, and the rows of
 /// `y [P, D]` from it to the last one they write.
-fn destinations<'a>(
+fn destinations<'a, T>(
     blocks: impl Iterator<Item = &'a [(u32, u32)]>,
-    mut y: &'a mut [f32],
+    mut y: &'a mut [T],
     d: usize,
-) -> impl Iterator<Item = (&'a [(u32, u32)], usize, &'a mut [f32])> {
+) -> impl Iterator<Item = (&'a [(u32, u32)], usize, &'a mut [T])> {
     let mut next = 0;
     blocks.map(move |pairs| {
         let (first, last) = (pairs[0].0 as usize, pairs[pairs.len() - 1].0 as usize);

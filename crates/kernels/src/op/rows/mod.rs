@@ -6,7 +6,7 @@ pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};
 
-/// Rows by index.
+/// Rows by index; tensors are `f32` or `bf16`, each on its own, and copies are rounded to the type they are written to.
 pub trait Rows {
     /// `y[i] = x[rows[i]]`; rows `[N]` of u32, x `[T, D]`, y `[N, D]`.
     fn gather_rows(&self, rows: &Tensor, x: &Tensor, y: &mut Tensor) -> Result<()>;

@@ -10,9 +10,10 @@ impl SquaredError for Cpu {
         let (targets, weights) = (targets.f32(op, "targets")?, weights.f32(op, "weights")?);
         let mut loss = 0.0;
         for ((z, &target), &weight) in z.f32_mut(op, "z")?.iter_mut().zip(targets).zip(weights) {
-            let error = *z - target;
-            loss += f64::from(weight) * f64::from(error) * f64::from(error);
-            *z = 2.0 * weight * error;
+            // The difference is exact in f64: its rounding would be squared into the loss.
+            let error = f64::from(*z) - f64::from(target);
+            loss += f64::from(weight) * error * error;
+            *z = 2.0 * weight * error as f32;
         }
         Ok(loss)
     }

@@ -4,17 +4,31 @@
 //! optimizer steps: one is `gradient_accumulation_steps` micro-batches of `per_device_train_batch_size`
 //! examples, and the last, shorter one of an epoch counts too.
 
+mod byte_size;
+mod checkpointing;
+mod precision;
+
 use lora_sb_model::{Recompute, Task};
 use serde::{Deserialize, Serialize};
 
+pub use self::byte_size::ByteSize;
+pub use self::checkpointing::GradientCheckpointing;
+pub use self::precision::Precision;
 use crate::eval::{Metric, metrics_of};
 use crate::method::Kind;
 use crate::optim::{Schedule, Scheduler};
 use crate::{Error, Method, Result};
 
 /// The keys of a plan that may change between a run and its resumption, because no result depends on them.
-pub const CHANGEABLE_ON_RESUME: [&str; 5] =
-    ["logging_steps", "save_steps", "save_total_limit", "output_dir", "threads"];
+pub const CHANGEABLE_ON_RESUME: [&str; 7] = [
+    "gradient_checkpointing",
+    "logging_steps",
+    "memory_limit",
+    "output_dir",
+    "save_steps",
+    "save_total_limit",
+    "threads",
+];
 
 /// How a model is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,9 +79,16 @@ pub struct TrainConfig {
     pub logging_steps: usize,
     /// The run's seed: the order of the examples, and whatever else is drawn.
     pub seed: u64,
-    /// Keep only each block's input and compute the block again in the backward pass: less memory, a third
-    /// more work, the same bits.
-    pub gradient_checkpointing: bool,
+    /// What the model computes in.
+    pub dtype: Precision,
+    /// Which blocks keep their input alone and are computed again in the backward pass.
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// Rows of logits that exist at a time; left out, as many as take 32 MiB, or as a plan decides
+    /// ([`fit`](crate::plan::fit)).
+    pub loss_chunk: Option<usize>,
+    /// The most memory that the process may take; left out, what the system has. A plan is held to it, and a run
+    /// that would take more is not begun.
+    pub memory_limit: Option<ByteSize>,
 }
 
 impl TrainConfig {
@@ -110,7 +131,10 @@ impl TrainConfig {
             metric_for_best_model: None,
             logging_steps: 10,
             seed: 42,
-            gradient_checkpointing: false,
+            dtype: Precision::F32,
+            gradient_checkpointing: GradientCheckpointing::Auto,
+            loss_chunk: None,
+            memory_limit: None,
         }
     }
 
@@ -201,6 +225,7 @@ impl TrainConfig {
             ),
             optional("max_steps", self.max_steps),
             count("max_length", self.max_length, 2, "at least 2 (nothing predicts the first token)"),
+            optional("loss_chunk", self.loss_chunk),
             optional("save_total_limit", self.save_total_limit),
             count("logging_steps", self.logging_steps, 1, "at least 1"),
         ];
@@ -290,8 +315,13 @@ impl TrainConfig {
 
     /// What the model keeps for its backward pass.
     pub fn recompute(&self) -> Recompute {
-        if self.gradient_checkpointing { Recompute::Block } else { Recompute::None }
+        self.gradient_checkpointing.recompute()
     }
+}
+
+/// A value that is none of those with a name.
+fn named(name: &str, expected: &str, found: &str) -> Error {
+    Error::Config { name: name.into(), expected: expected.into(), found: format!("{found:?}") }
 }
 
 #[cfg(test)]
@@ -325,7 +355,7 @@ mod tests {
     #[test]
     fn an_invalid_value_is_named_with_its_range() {
         type Break = fn(&mut TrainConfig);
-        let cases: [(&str, Break); 19] = [
+        let cases: [(&str, Break); 20] = [
             ("learning_rate: expected a positive number, found 0", |c| c.learning_rate = 0.0),
             ("learning_rate: expected a positive number, found NaN", |c| c.learning_rate = f64::NAN),
             ("learning_rate: expected a positive number, found inf", |c| c.learning_rate = f64::INFINITY),
@@ -354,6 +384,7 @@ mod tests {
             ("max_steps: expected at least 1, or left out, found 0", |c| c.max_steps = Some(0)),
             ("max_length: expected at least 2", |c| c.max_length = 1),
             ("save_total_limit: expected at least 1, or left out, found 0", |c| c.save_total_limit = Some(0)),
+            ("loss_chunk: expected at least 1, or left out, found 0", |c| c.loss_chunk = Some(0)),
             ("logging_steps: expected at least 1, found 0", |c| c.logging_steps = 0),
         ];
         for (expected, change) in cases {

@@ -58,30 +58,22 @@ impl Tolerances {
 
     /// This side computes in `bf16`, transformers in f32.
     ///
-    /// A rounding to `bf16` is off by at most 2^-8 of the value and by half of that in the mean, and independent roundings
-    /// of what a product reads add up in it as their squares do. On its way through a block a number passes at most
-    /// [`ROUNDINGS`] of them, weights included, and two more in the head; so n roundings in a row give sqrt(n) 2^-9 of the
-    /// logits' size in the mean, and among thousands of logits twice as much. The loss moves with the logits: `|dloss| <= 2 max |dz|` for a
-    /// softmax, `2 |z - t| |dz|` for a square.
-    ///
-    /// What is left of a gradient after its terms have cancelled each other is the fixture's matter. Its own noise tells:
-    /// transformers' f32 rounds at the same places, and in sums as well, by 2^-24. So that noise, 2^16 times as large.
+    /// A rounding to `bf16` is off by at most 2^-8 of the value, one to f32 by 2^-24. How roundings grow on their way
+    /// through the model, and what is left of a gradient after its terms have cancelled each other, is the fixture's
+    /// matter, and its own noise tells: transformers' f32 rounds at the same places as `bf16` does here, and in sums as
+    /// well. So the tolerance is that noise, 2^16 times as large. The loss moves with the logits: `|dloss| <= 2 max |dz|`
+    /// for a softmax, `2 |z - t| |dz|` for a square.
     fn bf16(golden: &Golden, model: &Model) -> Self {
-        let expected = |name| golden.floats("expected.safetensors", name);
-        let roundings = ROUNDINGS * model.config().num_hidden_layers + 2;
-        let logits = 2.0 * (roundings as f64).sqrt() / 512.0 * f64::from(largest(&expected("logits")));
+        let ratio = 2f64.powi(24 - 8);
+        let logits = ratio * golden.noise("logits_max_abs");
         let slope = match model.config().task {
-            Task::Regression => 2.0 * f64::from(expected("loss")[0]).sqrt(),
+            Task::Regression => 2.0 * f64::from(golden.floats("expected.safetensors", "loss")[0]).sqrt(),
             _ => 2.0,
         };
-        let noise = golden.noise("grad_max_rel_to_tensor_max");
-        Tolerances { logits, loss: slope * logits, gradients: noise * 2f64.powi(24 - 8) }
+        let gradients = ratio * golden.noise("grad_max_rel_to_tensor_max");
+        Tolerances { logits, loss: slope * logits, gradients }
     }
 }
-
-/// Roundings to `bf16` along a block: input, weight and result of query, and of key; both rotated; probabilities, value
-/// and its weight; output and its weight; input, weight and result of gate and of up; h and the weight of down.
-const ROUNDINGS: usize = 20;
 
 fn logits_and_loss(golden: &Golden) {
     let inputs = golden.inputs();

@@ -168,8 +168,7 @@ fn what_is_predicted_one_token_at_a_time_is_what_is_predicted_at_once() {
         let mut decoder = Decoder::new(&model, &Frozen, &[ids[..1].to_vec()], ids.len()).unwrap();
         let v = model.config().vocab_size;
         // Few rows are multiplied in another order, and a sum on the edge between two neighbours in `bf16` may be rounded
-        // to the other. So they are as far apart as two that are rounded independently: `golden_families.rs` counts
-        // the roundings.
+        // to the other. At worst all some 20 roundings of a block differ, independently of each other.
         let roundings = (20.0 * model.config().num_hidden_layers as f32 + 2.0).sqrt();
         for (position, row) in whole.chunks_exact(v).enumerate() {
             let logits = decoder.advance(&[(0, &ids[position..=position])]).unwrap();

@@ -10,7 +10,7 @@ use lora_sb_kernels::{DType, Tensor};
 use lora_sb_model::{Batch, Frozen, Model, Parameter, Projection, Recompute, Sequence, Site};
 use lora_sb_tune::adapter::full;
 use lora_sb_tune::eval::sequence;
-use lora_sb_tune::init::{Estimate, InitProgress, stream_gradients};
+use lora_sb_tune::init::{Estimate, InitProgress, factorise, stream_gradients};
 use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
 use nalgebra::DMatrix;
 
@@ -385,6 +385,21 @@ fn law_progress_is_reported_to_the_end() {
     assert!(report.unconverged.is_empty());
     assert!(seen.contains(&InitProgress::Forward { samples: 6, of: 6 }));
     assert_eq!(seen.last(), Some(&InitProgress::Factorised { sites: 14, of: 14 }));
+}
+
+#[test]
+fn law_every_site_is_factorised_once_and_a_failure_is_told() {
+    let gradients: BTreeMap<Site, usize> = tiny_model(3).sites().into_iter().zip(0..).collect();
+    let mut done = 0;
+    let squares = factorise(gradients.clone(), &|_, number| Ok(number * number), &mut || done += 1).unwrap();
+    assert_eq!(squares, gradients.iter().map(|(&site, number)| (site, number * number)).collect());
+    assert_eq!(done, gradients.len());
+    let refused = |_, number| match number {
+        5 => Err(lora_sb_kernels::Error::Value { op: "a trial", message: "number 5".into() }),
+        _ => Ok(()),
+    };
+    let error = factorise(gradients, &refused, &mut || ()).unwrap_err();
+    assert!(error.to_string().contains("number 5"), "{error}");
 }
 
 /// One more block may cost its kept input, but no gradient that stays.

@@ -59,9 +59,7 @@ impl Attention for Cpu {
             }));
         }
         let work = 2 * multiplications(geometry, segments);
-        self.each_task(&tasks, work, Forward::words(&tiles, group, e), |task, next, space| {
-            pass.run(task, next, space)
-        });
+        self.each_task(&tasks, work, Forward::words(&tiles, group, e), |task, space| pass.run(task, space));
         Ok(())
     }
 
@@ -99,7 +97,7 @@ impl Attention for Cpu {
         let work = 5 * multiplications(geometry, segments);
         let (tasks, longest) = self.backward_tasks(geometry, segments);
         let words = Backward::words(&tiles, geometry.group(), geometry.head_size, longest);
-        self.each_task(&tasks, work, words, |(part, work), _, space| pass.run(part, work, space));
+        self.each_task(&tasks, work, words, |(part, work), space| pass.run(part, work, space));
         Ok(())
     }
 }
@@ -119,20 +117,17 @@ pub fn attention_scratch_bytes(
 }
 
 impl Cpu {
-    /// Does `run` for every task, which also gets the task that comes after it on the same thread and working space
-    /// of so many words; `work` counts all tasks' multiplications.
+    /// Does `run` for every task, with working space of so many words; `work` counts all tasks' multiplications.
     fn each_task<T: Sync>(
         &self,
         tasks: &[T],
         work: usize,
         words: usize,
-        run: impl Fn(&T, Option<&T>, &mut [f32]) + Send + Sync,
+        run: impl Fn(&T, &mut [f32]) + Send + Sync,
     ) {
         let piece = |tasks: &[T]| {
             let mut space = self.recycler.take(words);
-            for (i, task) in tasks.iter().enumerate() {
-                run(task, tasks.get(i + 1), space.as_mut_slice());
-            }
+            tasks.iter().for_each(|task| run(task, space.as_mut_slice()));
         };
         if tasks.len() < 2 || work < SERIAL_BELOW || self.threads() == 1 {
             return piece(tasks);

@@ -38,13 +38,6 @@ pub(super) struct Task {
     pub(super) block: Range<usize>,
 }
 
-/// What is read next: queries and keys of a task, counted inside its segment.
-struct Soon<'t> {
-    task: Option<&'t Task>,
-    queries: Range<usize>,
-    keys: Range<usize>,
-}
-
 /// A task's working space. Row `i * group + h` is query i of the block and head h of the group.
 struct Tile<'s> {
     /// `[rows, width]`.
@@ -96,8 +89,8 @@ impl Forward<'_> {
         Space::words(&Self::parts(tiles, group, e))
     }
 
-    /// `s = scale Q K^T`, `o = softmax(s) V`; `next` is the task that follows on the same thread.
-    pub(super) fn run(&self, task: &Task, next: Option<&Task>, space: &mut [f32]) {
+    /// `s = scale Q K^T`, `o = softmax(s) V`.
+    pub(super) fn run(&self, task: &Task, space: &mut [f32]) {
         let (geometry, e) = (self.heads.geometry, self.heads.geometry.head_size);
         let (group, width) = (geometry.group(), self.tiles.width(e));
         let mut space = Space::new(space);
@@ -119,19 +112,13 @@ impl Forward<'_> {
             let keys = start..(start + KEYS).min(end);
             // The queries that hide the fewest keys of the tile see all of it where the outermost do.
             let hidden = seen(task.block.start).end < keys.end || seen(task.block.end - 1).start > keys.start;
-            let soon = match start + KEYS < end {
-                true => {
-                    Soon { task: Some(task), queries: 0..0, keys: start + KEYS..end.min(start + 2 * KEYS) }
-                }
-                false => self.first_of(next),
-            };
-            self.tile(task, &keys, hidden, &soon, &mut tile);
+            self.tile(task, &keys, hidden, &mut tile);
         }
         self.write(task, &mut tile);
     }
 
     /// Adds what a tile of keys gives; `hidden` where some query of the block does not see some of them.
-    fn tile(&self, task: &Task, keys: &Range<usize>, hidden: bool, soon: &Soon<'_>, tile: &mut Tile<'_>) {
+    fn tile(&self, task: &Task, keys: &Range<usize>, hidden: bool, tile: &mut Tile<'_>) {
         let (geometry, e) = (self.heads.geometry, self.heads.geometry.head_size);
         let (tiles, group, width) = (&self.tiles, geometry.group(), self.tiles.width(e));
         let rows = task.keys.start + keys.start..task.keys.start + keys.end;
@@ -145,7 +132,6 @@ impl Forward<'_> {
         let all = task.block.len() * group;
         for first in (0..all).step_by(ROWS) {
             let count = ROWS.min(all - first);
-            self.prefetch(soon, first, count, all);
             let mut visible: [Range<usize>; ROWS] = [const { 0..0 }; ROWS];
             let (mut query, mut head) = (task.block.start + first / group, first % group);
             for visible in &mut visible[..count] {
@@ -162,32 +148,6 @@ impl Forward<'_> {
             if !seen.is_empty() {
                 self.rows(tile, (first, count), &visible[..count], seen, finite);
             }
-        }
-    }
-
-    /// What a task reads before its first products.
-    fn first_of<'t>(&self, task: Option<&'t Task>) -> Soon<'t> {
-        let Some(next) = task else { return Soon { task, queries: 0..0, keys: 0..0 } };
-        let seen = |query| self.heads.geometry.visible(query, next.queries.len(), next.keys.len());
-        let start = seen(next.block.start).start / KEYS * KEYS;
-        let keys = start..seen(next.block.end - 1).end.min(start + KEYS);
-        Soon { task, queries: next.block.clone(), keys }
-    }
-
-    /// Prefetches the share of `soon` that goes with rows `first..first + count` of `all`: a little at a time, as the
-    /// processor waits where too much is under way.
-    fn prefetch(&self, soon: &Soon<'_>, first: usize, count: usize, all: usize) {
-        let Some(task) = soon.task else { return };
-        let (heads, e) = (&self.heads, self.heads.geometry.head_size);
-        let share = |range: &Range<usize>, origin: usize| {
-            let at = |row: usize| origin + range.start + range.len() * row / all;
-            at(first)..at(first + count)
-        };
-        let keys = heads.keys(&share(&soon.keys, task.keys.start), task.kv_head);
-        self.tiles.prefetch(self.k, keys, e);
-        self.tiles.prefetch(self.v, keys, e);
-        for query in share(&soon.queries, task.queries.start) {
-            self.tiles.prefetch(self.q, heads.group(query, task.kv_head), e);
         }
     }
 

@@ -91,11 +91,6 @@ impl Tiles {
         pack::rows(x, place, e, self.pair, self.width(e), out);
     }
 
-    /// Asks for rows that are copied soon: they lie far apart, where no processor expects the next one.
-    pub(super) fn prefetch(&self, x: Floats<'_>, place: Place, e: usize) {
-        pack::prefetch(x, place, e);
-    }
-
     /// The right operand of a sum over the elements of rows: `words [rows, width(e)]` to panels of 32 rows.
     pub(super) fn transposed(&self, words: &[f32], rows: usize, e: usize, out: &mut [f32]) {
         pack::transposed(words, rows, self.width(e), out);

@@ -40,21 +40,6 @@ pub(super) fn rows(x: Floats<'_>, place: Place, e: usize, pair: usize, width: us
     }
 }
 
-/// Asks the processor to bring rows of `e` elements of `size` bytes into its cache.
-pub(super) fn prefetch(x: Floats<'_>, place: Place, e: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for row in 0..place.rows {
-        let start = place.start + row * place.stride;
-        match x.slice(start..start + e) {
-            Floats::F32(x) => x86::prefetch(x.as_ptr_range()),
-            Floats::Bf16(x) => x86::prefetch(x.as_ptr_range()),
-            Floats::F16(x) => x86::prefetch(x.as_ptr_range()),
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, place, e);
-}
-
 /// Copies `row` bytes at every `stride` of x to every `width` bytes of `out`, with zeros behind them.
 fn copy_rows(x: &[u8], stride: usize, row: usize, width: usize, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
@@ -180,16 +165,6 @@ mod x86 {
 
     use super::super::{LANES, PANEL};
 
-    /// Prefetches every line of a range.
-    pub(super) fn prefetch<T>(range: std::ops::Range<*const T>) {
-        let (mut line, end) = (range.start.cast::<u8>(), range.end.cast::<u8>());
-        while line < end {
-            // SAFETY: a prefetch cannot fault.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
-            line = line.wrapping_add(64);
-        }
-    }
-
     /// The safe face of [`copy_rows_avx512`]; only for processors that [`Simd`](crate::cpu::vector::Simd) calls
     /// AVX-512.
     pub(super) fn copy_rows(x: &[u8], stride: usize, row: usize, width: usize, out: &mut [f32]) {
@@ -216,10 +191,11 @@ mod x86 {
         let (whole, rest) = (row / 64 * 64, row % 64);
         let mask = (1u64 << rest) - 1;
         for i in 0..rows {
-            // SAFETY: the caller vouches for the ranges; masked bytes are not read.
+            // SAFETY: the caller vouches for the ranges; masked bytes are not read, and prefetches cannot fault.
             unsafe {
-                let soon = x.wrapping_add((i + AHEAD) * stride);
-                prefetch(soon.cast::<u8>()..soon.wrapping_add(row));
+                for line in (0..row).step_by(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(x.wrapping_add((i + AHEAD) * stride + line).cast());
+                }
                 let (x, out) = (x.add(i * stride), out.add(i * width));
                 let mut at = 0;
                 while at < whole {

@@ -40,6 +40,7 @@ pub(super) struct Tiles {
 
 impl Tiles {
     /// The best ones for operands of a type.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "both types are held as f32"))]
     pub(super) fn of(dtype: DType) -> Self {
         #[cfg(target_arch = "x86_64")]
         if dtype == DType::Bf16 && has_bf16_dot_products() && vector::simd() == Simd::Avx512 {

@@ -5,11 +5,17 @@
 
 use std::time::Instant;
 
-use lora_sb_kernels::{Accum, Cpu, DType, Generator, Linear, Memory, Result, Stream, Tensor};
+use lora_sb_kernels::{Accum, Cpu, DType, Generator, Kernels, Linear, Memory, Result, Stream, Tensor};
 
 fn main() -> Result<()> {
     let threads: usize = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2);
     let cpu = Cpu::new(threads)?;
+    let mut result = Ok(());
+    cpu.within(&mut || result = rates(&cpu, threads));
+    result
+}
+
+fn rates(cpu: &Cpu, threads: usize) -> Result<()> {
     println!("{threads} threads, GFLOP/s\ntype     T     N     K  forward  input gradient  weight gradient");
     for (t, n, k) in [
         (1024, 768, 768),
@@ -17,6 +23,9 @@ fn main() -> Result<()> {
         (1024, 768, 2048),
         (1024, 256, 768),
         (1024, 64, 768),
+        (1024, 64, 64),
+        (1024, 2048, 64),
+        (266, 32000, 768),
         (256, 32000, 768),
         (2048, 704, 256),
         (512, 8192, 2048),
@@ -24,7 +33,7 @@ fn main() -> Result<()> {
         (4096, 1024, 1024),
     ] {
         for dtype in [DType::F32, DType::Bf16] {
-            let random = |rows, columns| random(&cpu, dtype, rows, columns);
+            let random = |rows, columns| random(cpu, dtype, rows, columns);
             let (x, w, y) = (random(t, k)?, random(n, k)?, random(t, n)?);
             let (mut out_y, mut out_x) = (cpu.empty_of(dtype, &[t, n])?, cpu.empty_of(dtype, &[t, k])?);
             let mut out_w = cpu.empty(&[n, k])?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use half::{bf16, f16};
 
 use crate::cpu::vector;
-use crate::{DType, Error, Result, Tensor, Usage};
+use crate::{DType, Error, Result, Tensor, Usage, heap};
 
 /// Bytes owned elsewhere (a memory map, the program's own image), shared without a copy.
 #[derive(Clone)]
@@ -283,6 +283,9 @@ struct RecyclerState {
 /// Smallest number of elements worth keeping; the system's allocator is fast below it.
 const RECYCLED_FROM: usize = 4096;
 
+/// Smallest number of elements whose storage is worth pages of 2 MiB.
+const HUGE_FROM: usize = 1 << 20;
+
 /// Rounds up to a size with at most four significant bits, so that packed batches of slightly different
 /// lengths share storage; at most 12.5 % larger than asked for.
 fn size_class(elements: usize) -> usize {
@@ -320,7 +323,13 @@ impl Recycler {
             state.shrink_to_peak();
             reused
         };
-        let mut values = reused.unwrap_or_else(|| vec![0.0; class]);
+        let mut values = reused.unwrap_or_else(|| {
+            let mut values = vec![0.0; class];
+            if class >= HUGE_FROM {
+                heap::prefer_huge_pages(&mut values);
+            }
+            values
+        });
         if cfg!(debug_assertions) {
             values.fill(f32::NAN);
         }

@@ -18,10 +18,22 @@ pub fn trim() {
     glibc::trim();
 }
 
+/// Asks for pages of 2 MiB behind a block that has not been written yet: a step that takes it anew then waits for
+/// one page where it would wait for 512.
+pub(crate) fn prefer_huge_pages(block: &mut [f32]) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    glibc::prefer_huge_pages(block);
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = block;
+}
+
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "calls into the C library")]
 mod glibc {
-    use std::ffi::c_int;
+    use std::ffi::{c_int, c_void};
+
+    // <sys/mman.h>
+    const MADV_HUGEPAGE: c_int = 14;
 
     // <malloc.h>
     const M_TRIM_THRESHOLD: c_int = -1;
@@ -30,6 +42,18 @@ mod glibc {
     unsafe extern "C" {
         fn mallopt(parameter: c_int, value: c_int) -> c_int;
         fn malloc_trim(pad: usize) -> c_int;
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+
+    pub(super) fn prefer_huge_pages(block: &mut [f32]) {
+        const PAGE: usize = 4 << 10;
+        let start = (block.as_mut_ptr() as usize).next_multiple_of(PAGE);
+        let end = (block.as_ptr_range().end as usize) / PAGE * PAGE;
+        if start < end {
+            // SAFETY: whole pages inside a block that is borrowed alone. The advice changes no contents; a system
+            // that refuses it uses small pages (madvise(2)).
+            unsafe { madvise(start as *mut c_void, end - start, MADV_HUGEPAGE) };
+        }
     }
 
     pub(super) fn set_thresholds() {

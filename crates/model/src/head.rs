@@ -10,8 +10,8 @@ use crate::norm::NormSaved;
 use crate::{Batch, Error, Gradients, InputGradient, Model, Norm, Parameter, Result};
 
 /// Bytes of logits that exist at a time. Rows that share a pass over the head's weights make the pass worth
-/// its reading, from some hundred rows on; with 32,000 tokens this is 262 rows, with 128,000 still 65.
-pub(crate) const LOGITS_CHUNK_BYTES: usize = 32 << 20;
+/// its reading, from some hundred rows on; with 32,000 tokens this is 524 rows, with 128,000 still 131.
+pub(crate) const LOGITS_CHUNK_BYTES: usize = 64 << 20;
 
 /// Rows of logits that exist at a time.
 pub(crate) fn chunk_rows(vocab_size: usize) -> usize {

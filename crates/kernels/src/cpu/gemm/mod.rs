@@ -32,6 +32,8 @@ const TASK_ROW_PANELS: usize = 10;
 const TASK_COLUMN_PANELS: usize = 16;
 /// Products below this many multiplications are not worth waking other threads for.
 const SERIAL_BELOW: usize = 64 * 64 * 64;
+/// Nor are results of so few elements, as the gradient of an r x r matrix: a deep sum meets its threads once a block.
+const SERIAL_UP_TO: usize = 64 * 64;
 
 /// Whether the processor multiplies pairs of `bf16` and adds them up in `f32` in one instruction.
 pub(crate) fn has_bf16_dot_products() -> bool {
@@ -56,7 +58,8 @@ pub(crate) fn gemm(
     accum: Accum,
     c: Output<'_>,
 ) {
-    let serial = a.rows * b.columns * a.columns < SERIAL_BELOW || pool.current_num_threads() == 1;
+    let few = a.rows * b.columns <= SERIAL_UP_TO || a.rows * b.columns * a.columns < SERIAL_BELOW;
+    let serial = few || pool.current_num_threads() == 1;
     let product = Product::new(a, b, alpha, c);
     let (packed_a, packed_b) = product.micro.packed_sizes(product.m, product.n, product.k);
     let (mut packed_a, mut packed_b) = (recycler.take(packed_a), recycler.take(packed_b));

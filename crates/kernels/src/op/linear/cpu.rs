@@ -169,9 +169,17 @@ impl Cpu {
                 y.chunks_exact_mut(n).for_each(|y| vector::axpy(1.0, bias, y));
             }
         };
-        match accum {
-            Accum::Replace => y.replace(sum),
-            Accum::Add => y.update(sum),
+        match y {
+            FloatsMut::F32(y) => sum(y),
+            FloatsMut::Bf16(y) => {
+                let mut space = self.recycler.take(y.len());
+                let space = space.as_mut_slice();
+                if accum == Accum::Add {
+                    vector::widen(y, space);
+                }
+                sum(space);
+                vector::narrow(space, y);
+            }
         }
     }
 

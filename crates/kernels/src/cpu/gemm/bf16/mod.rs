@@ -27,7 +27,7 @@ const TASK_ROWS: usize = 1024;
 /// Bytes of B's panels in one task, which stay in the second-level cache while all rows pass by.
 const TASK_PANEL_BYTES: usize = 192 << 10;
 /// Tasks below which they are cut smaller, so that several threads have work.
-const TASKS: usize = 24;
+const TASKS: usize = 12;
 /// Products below this many multiplications are not worth waking other threads for.
 const SERIAL_BELOW: usize = 96 * 96 * 96;
 

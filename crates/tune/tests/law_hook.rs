@@ -314,8 +314,8 @@ fn law_in_bf16_all_is_what_it_is_in_f32_but_for_the_rounding_of_operands() {
             let case = Case::new(form, (19, 37, 29, 8), true, rate, 5);
             let all = computed(&case, kernels, DType::F32).into_iter();
             for ((name, exact), (_, rounded)) in all.zip(computed(&case, kernels, DType::Bf16)) {
-                let off = f64::from(distance(&exact, &rounded));
-                let most = tolerance * f64::from(largest(&exact));
+                let off = distance(&exact, &rounded);
+                let most = tolerance * largest(&exact);
                 assert!(off <= most, "{form:?}, dropout={rate}: {name} is off by {off:.2e} of {most:.2e}");
                 assert!(off > 0.0, "{form:?}, dropout={rate}: {name} is not rounded");
             }

@@ -54,7 +54,7 @@ pub fn fit(
     for (recompute, loss_chunk) in layouts {
         let request = MemoryRequest { recompute, loss_chunk, ..*request };
         let mut memory = MemoryPlan::new(&request);
-        let blocks_at_once = widen_estimate(&request, &mut memory);
+        let blocks_at_once = widen_estimate(&request, &mut memory, limit);
         let fitted = Fitted { recompute, loss_chunk, blocks_at_once, memory };
         if limit.is_none_or(|limit| fitted.memory.peak() <= limit) {
             return Ok(fitted);
@@ -67,15 +67,20 @@ pub fn fit(
     Err(Error::DoesNotFit { plan: Box::new(plan), limit: limit.unwrap_or(usize::MAX) })
 }
 
-/// Lets the estimate of a first gradient take as many blocks at once as the memory of the training has room for, where
-/// nobody has said how many.
-fn widen_estimate(request: &MemoryRequest<'_>, memory: &mut MemoryPlan) -> Option<usize> {
+/// Lets the estimate of a first gradient take as many blocks at once as the memory of the training has room for and the
+/// limit allows, where nobody has said how many.
+fn widen_estimate(
+    request: &MemoryRequest<'_>,
+    memory: &mut MemoryPlan,
+    limit: Option<usize>,
+) -> Option<usize> {
     let given = request.adapter.init.blocks_at_once;
     let Some(plan) = request.init.filter(|_| given.is_none()).map(|size| request.estimate(size)) else {
         return given;
     };
-    let room = memory.train_peak().saturating_sub(memory.process + memory.weights);
-    let blocks = plan.most_blocks_within(room.max(memory.initialisation));
+    let beside = |bytes: usize| bytes.saturating_sub(memory.process + memory.weights);
+    let room = beside(memory.train_peak()).max(memory.initialisation);
+    let blocks = plan.most_blocks_within(room.min(limit.map_or(usize::MAX, beside)));
     memory.initialisation = plan.peak_of(blocks);
     Some(blocks)
 }

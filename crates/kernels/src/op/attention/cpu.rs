@@ -103,7 +103,7 @@ impl Attention for Cpu {
 }
 
 /// Bytes that attention takes beside its operands on so many threads, forward or backward, for sequences of up to
-/// `longest` tokens.
+/// `longest` tokens, which are all.
 pub fn attention_scratch_bytes(
     dtype: DType,
     geometry: &AttentionShape,
@@ -113,7 +113,8 @@ pub fn attention_scratch_bytes(
     let (tiles, group, e) = (Tiles::of(dtype), geometry.group(), geometry.head_size);
     let forward = Forward::words(&tiles, group, e);
     let backward = Backward::words(&tiles, group, e, longest);
-    threads * allocated_bytes(forward.max(backward))
+    let delta = allocated_bytes(longest * geometry.heads);
+    (threads * allocated_bytes(forward)).max(threads * allocated_bytes(backward) + delta)
 }
 
 impl Cpu {

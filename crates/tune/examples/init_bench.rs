@@ -78,7 +78,7 @@ fn main() -> Result<(), Anything> {
     };
     kernels.reset_peak();
     let before = kernels.usage().live_bytes;
-    let run = run(&model, &*kernels, &examples, &plan, &ranks, given("check")?)?;
+    let run = run(&model, &kernels, &examples, &plan, &ranks, given("check")?)?;
     println!(
         "{}",
         serde_json::json!({

@@ -149,6 +149,14 @@ pub enum Error {
         /// Positions that there are.
         prepared: usize,
     },
+    /// A sequence longer than a model with learned positions can read.
+    #[error("a sequence of {needed} tokens, but the model learned {learned} positions and has no more")]
+    LearnedPositions {
+        /// Positions that are needed.
+        needed: usize,
+        /// Positions that there are.
+        learned: usize,
+    },
     /// Labels of another kind than the model predicts.
     #[error("the model predicts {expected}, but the batch's labels are {found}")]
     Target {
@@ -206,6 +214,9 @@ impl Error {
             }
             Error::Overflow { .. } => Some("save as bf16 or f32, whose range is larger".into()),
             Error::Positions { .. } => Some("call Model::prepare with the longest sequence first".into()),
+            Error::LearnedPositions { learned, .. } => Some(format!(
+                "lower max_length to {learned} or less, or choose a model with rotary positions"
+            )),
             Error::Kernels(error) => error.hint(),
             _ => None,
         }

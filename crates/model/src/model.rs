@@ -209,20 +209,26 @@ impl Model {
     /// `max_position_embeddings` if that is less.
     ///
     /// # Errors
-    /// Where the device has no memory for the rotation table.
+    /// Where the device has no memory for the rotation table, or the model learned its positions and they are fewer.
     pub fn prepare(&mut self, longest: usize) -> Result<()> {
+        self.check_learned(longest)?;
         if self.ropes.first().is_some_and(|rope| longest > rope.positions()) {
             self.ropes = rope_tables(&self.config, &*self.kernels, longest)?;
         }
         Ok(())
     }
 
-    /// Checks that the rotation table reaches `longest` positions.
+    /// Checks that learned positions, where the model has them, reach `longest`.
+    fn check_learned(&self, longest: usize) -> Result<()> {
+        let Positions::Learned { offset } = self.config.positions else { return Ok(()) };
+        let learned = self.config.max_position_embeddings - offset;
+        if longest <= learned { Ok(()) } else { Err(Error::LearnedPositions { needed: longest, learned }) }
+    }
+
+    /// Checks that the learned positions or the rotation table reach `longest`.
     pub(crate) fn check_positions(&self, longest: usize) -> Result<()> {
-        let prepared = match (&self.config.positions, self.ropes.first()) {
-            (Positions::Learned { offset }, _) => self.config.max_position_embeddings - offset,
-            (Positions::Rotary { .. }, rope) => rope.map_or(0, RopeTable::positions),
-        };
+        self.check_learned(longest)?;
+        let prepared = self.ropes.first().map_or(longest, RopeTable::positions);
         if longest <= prepared { Ok(()) } else { Err(Error::Positions { needed: longest, prepared }) }
     }
 

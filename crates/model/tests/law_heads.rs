@@ -75,9 +75,12 @@ fn learned_positions_end() {
             Batch::pack(&**model.kernels(), &[sequence]).unwrap()
         };
         assert!(model.loss(&batch(&model, &texts(longest)), &Frozen).unwrap().is_finite());
-        model.prepare(longest + 1).unwrap();
-        let error = model.loss(&batch(&model, &texts(longest + 1)), &Frozen).unwrap_err().to_string();
-        assert!(error.contains(&longest.to_string()), "{error}");
+        model.prepare(longest).unwrap();
+        let loss = model.loss(&batch(&model, &texts(longest + 1)), &Frozen);
+        for error in [model.prepare(longest + 1).unwrap_err(), loss.unwrap_err()] {
+            assert!(error.to_string().contains(&longest.to_string()), "{error}");
+            assert!(error.hint().unwrap().contains(&format!("max_length to {longest}")), "{error}");
+        }
     }
 }
 

@@ -40,7 +40,7 @@ impl BlockSaved {
     /// The block's input `[T, D]`; the rest is dropped.
     ///
     /// # Panics
-    /// Where [`BlockSaved::forget_input`] has dropped it.
+    /// On what was kept whole for the backward pass, where nothing asks for the input.
     pub fn into_input(self) -> Tensor {
         match self.0 {
             Placed::Before(saved) => saved.x,

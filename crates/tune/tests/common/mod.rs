@@ -71,9 +71,7 @@ pub(crate) fn say(line: &str) {
 
 /// The golden model of a family, on a device that takes the padding of its fixtures as transformers does.
 pub(crate) fn golden_model(dir: &Path, storage: Storage) -> Model {
-    let mut model = Model::load(&dir.join("model"), golden_device(dir), storage).unwrap();
-    model.prepare(64).unwrap();
-    model
+    Model::load(&dir.join("model"), golden_device(dir), storage).unwrap()
 }
 
 /// The processor, where no prediction is made from a padding token.

@@ -93,7 +93,7 @@ fn memory(resolved: &Resolved, forecast: &Forecast) -> String {
     };
     let usual = Footprint::new(model, train.dtype.dtype()).loss_chunk;
     match train.loss_chunk {
-        Some(rows) if rows != usual => text + &format!("; {} of logits at a time", count(rows, "row")),
+        Some(rows) if rows != usual => text + &format!("; the loss of {} at a time", count(rows, "token")),
         _ => text,
     }
 }

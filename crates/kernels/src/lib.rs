@@ -68,7 +68,8 @@ pub use op::attention::{Attention, AttentionShape, Mask, Segments, attention_scr
 pub use op::bias::Bias;
 pub use op::channel::Channel;
 pub use op::columns::Columns;
-pub use op::cross_entropy::CrossEntropy;
+pub use op::cross_entropy::cpu::{cross_entropy_row_bytes, cross_entropy_scratch_bytes};
+pub use op::cross_entropy::{CrossEntropy, LossGradients};
 pub use op::dropout::{Dropout, DropoutMask};
 pub use op::elementwise::Elementwise;
 pub use op::embedding::Embedding;

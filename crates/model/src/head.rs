@@ -2,20 +2,20 @@
 //!
 //! An encoder's head is in `classifier.rs`.
 
-use lora_sb_kernels::{Accum, Tensor};
+use lora_sb_kernels::{Accum, Tensor, cross_entropy_row_bytes};
 
 use crate::batch::Labels;
 use crate::config::{NormPlacement, Task};
 use crate::norm::NormSaved;
-use crate::{Batch, Error, Gradients, InputGradient, Model, Norm, Parameter, Result};
+use crate::{Batch, Config, Error, Gradients, InputGradient, Model, Norm, Parameter, Result};
 
-/// Bytes of logits that exist at a time. Rows that share a pass over the head's weights make the pass worth
-/// its reading, from some hundred rows on; with 32,000 tokens this is 524 rows, with 128,000 still 131.
-pub(crate) const LOGITS_CHUNK_BYTES: usize = 64 << 20;
+/// Bytes that the loss takes for the rows of one pass over the head's weights. The more rows share a pass the less its
+/// reading costs, which some hundred of them hide; with 2,048 wide rows this is 2,048 rows.
+const LOSS_CHUNK_BYTES: usize = 32 << 20;
 
-/// Rows of logits that exist at a time.
-pub(crate) fn chunk_rows(vocab_size: usize) -> usize {
-    (LOGITS_CHUNK_BYTES / 4 / vocab_size).max(1)
+/// Rows whose loss is computed together.
+pub(crate) fn chunk_rows(config: &Config) -> usize {
+    (LOSS_CHUNK_BYTES / cross_entropy_row_bytes(config.vocab_size, config.hidden_size)).max(1)
 }
 
 impl Model {

@@ -100,7 +100,7 @@ impl Model {
     ) -> Result<Model> {
         let positions = config.max_position_embeddings.min(FIRST_POSITIONS);
         let ropes = rope_tables(&config, &*kernels, positions)?;
-        let loss_chunk = head::chunk_rows(config.vocab_size);
+        let loss_chunk = head::chunk_rows(&config);
         let (dtype, fingerprint) = (DType::F32, None);
         Ok(Model { config, kernels, weights, ropes, source, dtype, loss_chunk, fingerprint, warnings })
     }

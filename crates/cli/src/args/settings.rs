@@ -244,8 +244,8 @@ pub(crate) struct SettingsArgs {
         help_heading = "Speed and memory"
     )]
     pub(crate) gradient_checkpointing: Option<GradientCheckpointing>,
-    /// Rows of logits that exist at a time in the loss [default: as many as take 64 MiB, fewer where nothing else
-    /// makes the run fit]
+    /// Tokens whose loss is computed together [default: as many as take 32 MiB, fewer where nothing else makes the run
+    /// fit]
     #[arg(long, value_name = "ROWS", help_heading = "Speed and memory")]
     pub(crate) loss_chunk: Option<usize>,
 

@@ -87,7 +87,7 @@ fn a_run_is_laid_out_for_the_memory_that_it_may_take() {
     assert_eq!(given["memory"]["activations"], some["memory"]["activations"]);
 
     let text = shop.run(&format!("plan {LONG} --memory-limit {between} --loss-chunk 50")).ok().out;
-    for part in ["of 5 blocks computed again", "50 rows of logits at a time", "that it may take"] {
+    for part in ["of 5 blocks computed again", "the loss of 50 tokens at a time", "that it may take"] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
 }

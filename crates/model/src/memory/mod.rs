@@ -13,7 +13,9 @@
 
 mod block;
 
-use lora_sb_kernels::{DType, allocated_bytes, allocated_bytes_of, product_scratch_bytes_of};
+use lora_sb_kernels::{
+    DType, LossGradients, allocated_bytes, allocated_bytes_of, cross_entropy_scratch_bytes, product_scratch_bytes_of,
+};
 
 use self::block::Moments;
 use crate::config::Task;
@@ -116,7 +118,7 @@ pub struct Footprint<'a> {
 impl<'a> Footprint<'a> {
     /// Of a model that computes in `dtype`, with the usual chunks of the loss.
     pub fn new(config: &'a Config, dtype: DType) -> Self {
-        Footprint { config, dtype, loss_chunk: chunk_rows(config.vocab_size) }
+        Footprint { config, dtype, loss_chunk: chunk_rows(config) }
     }
 
     /// Bytes of everything that one block's backward reads, without the hook's part; all its rows are read.
@@ -175,18 +177,18 @@ impl<'a> Footprint<'a> {
             let hidden = 3 * rows + allocated_bytes(labelled * self.config.labels());
             return hidden + rows + product_scratch_bytes_of(DType::F32, labelled, d, d);
         }
-        let chunk = self.loss_chunk.min(labelled);
         let normed = allocated_bytes_of(self.dtype, labelled * d);
-        let mut product = product_scratch_bytes_of(self.dtype, chunk, v, d);
         let mut held = rows + normed + allocated_bytes(labelled); // before and behind the norm, and its statistics
-        if let Pass::Both(trained) = pass {
-            product = product.max(product_scratch_bytes_of(self.dtype, chunk, d, v));
-            held += normed; // the gradient
-            if trained == Trained::Everything {
-                product = product.max(product_scratch_bytes_of(self.dtype, v, d, chunk));
-            }
+        let gradients = match pass {
+            Pass::Forward => LossGradients::None,
+            Pass::Both(Trained::Everything) => LossGradients::InputAndWeight,
+            Pass::Both(_) => LossGradients::Input,
+        };
+        if gradients != LossGradients::None {
+            held += normed;
         }
-        (held + allocated_bytes(chunk * v) + product).max(2 * rows + normed + allocated_bytes(labelled))
+        let loss = cross_entropy_scratch_bytes(self.dtype, (labelled, v, d), self.loss_chunk, gradients);
+        (held + loss).max(2 * rows + normed + allocated_bytes(labelled))
     }
 
     /// Bytes of the keys and values when generating, `rooms` being the tokens that each text can come to.

@@ -83,7 +83,7 @@ pub struct TrainConfig {
     pub dtype: Precision,
     /// Which blocks keep their input alone and are computed again in the backward pass.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Rows of logits that exist at a time; left out, as many as take 64 MiB, or as a plan decides
+    /// Tokens whose loss is computed together; left out, as many as take 32 MiB, or as a plan decides
     /// ([`fit`](crate::plan::fit)).
     pub loss_chunk: Option<usize>,
     /// The most memory that the process may take; left out, what the system has. A plan is held to it, and a run

@@ -2,15 +2,26 @@
 //!
 //! `z = x W^T`, `loss = sum_i weight_i (ln sum_v exp(z_iv) - z_i,label_i)`. Since the loss is the last
 //! operation, its gradient is known at once: `dz_iv = weight_i (softmax(z_i)_v - [v = label_i])`,
-//! `dx = dz W`, `dW += dz^T x`. Rows are taken a chunk at a time, so the logits of a batch never exist.
+//! `dx = dz W`, `dW += dz^T x`. Rows and columns are taken some at a time, so the logits of a batch never exist.
 //! With a soft cap c (Gemma 2, arXiv 2408.00118, section 2), `z = c tanh(x W^T / c)` and `dz` is multiplied
 //! by its derivative, `1 - (z / c)^2`.
 //! Same idea: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009.
 
-mod cpu;
+pub(crate) mod cpu;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};
+
+/// The gradients that a loss is asked for, which decide what it takes beside its operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossGradients {
+    /// The loss alone.
+    None,
+    /// That of x.
+    Input,
+    /// Those of x and w.
+    InputAndWeight,
+}
 
 /// The loss of labelled tokens under a vocabulary projection.
 pub trait CrossEntropy {
@@ -22,7 +33,8 @@ pub trait CrossEntropy {
     /// of logits exist at a time: the loss and dx do not depend on it, dw by no more than its rounding.
     ///
     /// x and dx are `f32` or `bf16`, dw is `f32`. Where x is `bf16`, the products are those of `bf16`
-    /// ([`Linear`](crate::Linear)), the logits and the loss are `f32`, and `dz` is rounded to `bf16`.
+    /// ([`Linear`](crate::Linear)), the logits and the loss are `f32`, and what multiplies w or x behind the softmax is
+    /// rounded to `bf16`.
     ///
     /// # Errors
     /// Where a label is not below V, or the cap is not positive.

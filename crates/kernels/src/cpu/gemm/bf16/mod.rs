@@ -8,6 +8,7 @@
 mod micro;
 mod pack;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -20,12 +21,14 @@ use crate::buffer::{FloatsMut, Recycler, allocated_bytes};
 use crate::cpu::gemm::Output;
 use crate::cpu::vector::{lanes, vectorised};
 use micro::{Micro, TILE, TILE_ROWS};
-use pack::pack_panel;
+use pack::{Place, pack_panels};
 
 /// Rows of A in one task: enough to pay for packing a panel of B.
 const TASK_ROWS: usize = 1024;
 /// Bytes of B's panels in one task, which stay in the second-level cache while all rows pass by.
 const TASK_PANEL_BYTES: usize = 192 << 10;
+/// Panels of B that are packed together where its rows run across them: a row's part is read once, from one page.
+const ACROSS_PANELS: usize = 4;
 /// Tasks below which they are cut smaller, so that several threads have work.
 const TASKS: usize = 12;
 /// Products below this many multiplications are not worth waking other threads for.
@@ -58,12 +61,12 @@ fn run(pool: &rayon::ThreadPool, recycler: &Arc<Recycler>, product: &Product<'_>
     let panel = product.pairs * product.micro.rows;
     let tasks = product.tasks();
     if serial {
-        a.chunks_mut(panel.max(1)).enumerate().for_each(|(p, out)| product.pack(Side::A, p, out));
+        a.chunks_mut(panel.max(1)).enumerate().for_each(|(p, out)| product.pack(Side::A, p..p + 1, out));
         (0..tasks.count()).for_each(|task| product.run(&tasks, task, a, recycler));
     } else {
         pool.install(|| {
             let panels = a.par_chunks_mut(panel.max(1)).enumerate();
-            panels.for_each(|(p, out)| product.pack(Side::A, p, out));
+            panels.for_each(|(p, out)| product.pack(Side::A, p..p + 1, out));
             let a = &*a;
             let each = (0..tasks.count()).into_par_iter().with_max_len(1);
             each.for_each(|task| product.run(&tasks, task, a, recycler));
@@ -74,7 +77,7 @@ fn run(pool: &rayon::ThreadPool, recycler: &Arc<Recycler>, product: &Product<'_>
 /// Bytes that [`gemm`] takes beside operands and result, for one term `[M, K]`, `[K, N]`.
 pub(crate) fn scratch_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
     let (micro, pairs) = (Micro::detect(), k.div_ceil(2));
-    let tasks = Tasks::new(micro, m, n, pairs);
+    let tasks = Tasks::new(micro, m, n, pairs, Lines::Across);
     allocated_bytes(m.next_multiple_of(micro.rows) * pairs)
         + threads * allocated_bytes(tasks.column_panels * micro.columns * pairs)
 }
@@ -99,19 +102,35 @@ struct Product<'c> {
     c: Rows<'c>,
 }
 
+/// How B lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    /// A column's elements side by side.
+    Along,
+    /// A row's.
+    Across,
+}
+
 /// How C is cut: rectangles of whole panels.
 struct Tasks {
     row_panels: usize,
+    /// Packed together.
     column_panels: usize,
+    /// Of these, used together.
+    resident_panels: usize,
     rows: usize,
     columns: usize,
 }
 
 impl Tasks {
-    fn new(micro: Micro, m: usize, n: usize, pairs: usize) -> Self {
+    fn new(micro: Micro, m: usize, n: usize, pairs: usize, lines: Lines) -> Self {
         let (all_rows, all_columns) = (m.div_ceil(micro.rows), n.div_ceil(micro.columns));
         let panel_bytes = (pairs * micro.columns * size_of::<u32>()).max(1);
-        let mut column_panels = (TASK_PANEL_BYTES / panel_bytes).clamp(1, all_columns.max(1));
+        let resident_panels = (TASK_PANEL_BYTES / panel_bytes).clamp(1, all_columns.max(1));
+        let mut column_panels = match lines {
+            Lines::Along => resident_panels,
+            Lines::Across => resident_panels.max(ACROSS_PANELS.min(all_columns)),
+        };
         let mut row_panels = TASK_ROWS.div_ceil(micro.rows).min(all_rows.max(1));
         let count = |rows: usize, columns: usize| all_rows.div_ceil(rows) * all_columns.div_ceil(columns);
         while count(row_panels, column_panels) < TASKS && column_panels > 1 {
@@ -121,7 +140,8 @@ impl Tasks {
             row_panels = row_panels.div_ceil(2);
         }
         let (rows, columns) = (all_rows.div_ceil(row_panels), all_columns.div_ceil(column_panels));
-        Tasks { row_panels, column_panels, rows, columns }
+        let resident_panels = resident_panels.min(column_panels);
+        Tasks { row_panels, column_panels, resident_panels, rows, columns }
     }
 
     fn count(&self) -> usize {
@@ -162,19 +182,24 @@ impl<'c> Product<'c> {
     }
 
     fn tasks(&self) -> Tasks {
-        Tasks::new(self.micro, self.m, self.n, self.pairs)
+        let across = self.terms.iter().any(|(_, b)| b.column_stride == 1);
+        let lines = if across { Lines::Across } else { Lines::Along };
+        Tasks::new(self.micro, self.m, self.n, self.pairs, lines)
     }
 
-    /// Packs one panel of all terms, one after another: `[pairs, rows]` of A or `[pairs, columns]` of B.
-    fn pack(&self, side: Side, panel: usize, mut out: &mut [u32]) {
+    /// Packs panels of all terms, one after another in each: `[panels, pairs, rows]` of A or
+    /// `[panels, pairs, columns]` of B.
+    fn pack(&self, side: Side, panels: Range<usize>, out: &mut [u32]) {
+        let mut first_pair = 0;
         for (a, b) in self.terms {
             let (view, width) = match side {
                 Side::A => (a, self.micro.rows),
                 Side::B => (b, self.micro.columns),
             };
-            let (now, rest) = std::mem::take(&mut out).split_at_mut(a.columns.div_ceil(2) * width);
-            pack_panel(view, side, panel, width, now);
-            out = rest;
+            let pairs = a.columns.div_ceil(2);
+            let place = Place { width, panel_words: self.pairs * width, first_word: first_pair * width };
+            pack_panels(view, side, panels.clone(), place, out);
+            first_pair += pairs;
         }
     }
 
@@ -189,17 +214,18 @@ impl<'c> Product<'c> {
         let (a_panel, b_panel) = (self.pairs * rows, self.pairs * columns);
         let mut packed = recycler.take(column_panels.len() * b_panel);
         let b: &mut [u32] = bytemuck::cast_slice_mut(packed.as_mut_slice());
-        for (q, out) in column_panels.clone().zip(b.chunks_exact_mut(b_panel.max(1))) {
-            self.pack(Side::B, q, out);
-        }
+        self.pack(Side::B, column_panels.clone(), b);
         let mut tile = [0.0f32; TILE];
-        for p in row_panels {
-            let a = &a[p * a_panel..][..a_panel];
-            for q in column_panels.clone() {
-                let b = &b[(q - first) * b_panel..][..b_panel];
-                // SAFETY: the panels hold `pairs` steps of `rows` and `columns` words, as the kernel reads.
-                unsafe { run(self.pairs, a.as_ptr(), b.as_ptr(), &mut tile) };
-                self.store(&tile, p * rows, q * columns);
+        for resident in column_panels.clone().step_by(tasks.resident_panels) {
+            let resident = resident..column_panels.end.min(resident + tasks.resident_panels);
+            for p in row_panels.clone() {
+                let a = &a[p * a_panel..][..a_panel];
+                for q in resident.clone() {
+                    let b = &b[(q - first) * b_panel..][..b_panel];
+                    // SAFETY: the panels hold `pairs` steps of `rows` and `columns` words, as the kernel reads.
+                    unsafe { run(self.pairs, a.as_ptr(), b.as_ptr(), &mut tile) };
+                    self.store(&tile, p * rows, q * columns);
+                }
             }
         }
     }

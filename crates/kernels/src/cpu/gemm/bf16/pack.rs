@@ -2,39 +2,68 @@
 //!
 //! A word of a panel holds two neighbours along the sum. Lines that are contiguous along the sum give such words
 //! as they lie, and a panel is their transpose; lines that are contiguous across give them by interleaving two
-//! steps. Both cost a fraction of a cycle an element, so a weight needs no layout of its own for either
+//! steps, for several panels at once, since rows of a weight lie a page apart. Both cost a fraction of a cycle an element, so a weight needs no layout of its own for either
 //! orientation: what is stored is what is read, and another storage is another packer here.
+
+use std::ops::Range;
 
 use crate::cpu::gemm::pack::{Side, View};
 use crate::cpu::vector::lanes;
 
-/// The lines of a view that one panel takes, and how to walk them.
+/// The lines of a view that some panels take, and how to walk them.
 struct Lines {
     /// The first element.
     start: usize,
     line_stride: usize,
     step_stride: usize,
-    /// Lines that are there; the rest of the panel's is zero.
+    /// Lines that are there; the rest of the last panel's is zero.
     present: usize,
     depth: usize,
 }
 
-/// Packs panel `panel` of `width` lines into `out [pairs, width]`; lines behind the operand's edge and the second
-/// half of a last odd pair are zero.
-pub(super) fn pack_panel(view: &View<'_>, side: Side, panel: usize, width: usize, out: &mut [u32]) {
+impl Lines {
+    /// The part of them that belongs to one panel.
+    fn of_panel(&self, panel: usize, width: usize) -> Lines {
+        let first = panel * width;
+        let present = width.min(self.present - first);
+        Lines { start: self.start + first * self.line_stride, present, ..*self }
+    }
+}
+
+/// Where the panels are written.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Lines of a panel.
+    pub(super) width: usize,
+    /// From a panel's first word to the next one's.
+    pub(super) panel_words: usize,
+    /// Where the operand begins inside its panel.
+    pub(super) first_word: usize,
+}
+
+/// Packs `panels` into `out [panels, pairs, width]`, the operand's pairs at its own place inside each panel; lines
+/// behind the operand's edge and the second half of a last odd pair are zero.
+pub(super) fn pack_panels(view: &View<'_>, side: Side, panels: Range<usize>, place: Place, out: &mut [u32]) {
     let (lines, line_stride, step_stride, depth) = match side {
         Side::A => (view.rows, view.row_stride, view.column_stride, view.columns),
         Side::B => (view.columns, view.column_stride, view.row_stride, view.rows),
     };
-    let first = panel * width;
-    let present = width.min(lines - first);
+    let Place { width, panel_words, first_word } = place;
+    let first = panels.start * width;
+    let present = (panels.len() * width).min(lines - first);
     let lines = Lines { start: view.offset + first * line_stride, line_stride, step_stride, present, depth };
-    assert_eq!(out.len(), depth.div_ceil(2) * width);
-    #[cfg(target_arch = "x86_64")]
-    if super::super::has_bf16_dot_products() && x86::pack(view.data, &lines, width, out) {
+    let words = depth.div_ceil(2) * width;
+    if words == 0 {
         return;
     }
-    pack_portable(view, &lines, width, out);
+    assert!(first_word + words <= panel_words && out.len() == panels.len() * panel_words);
+    #[cfg(target_arch = "x86_64")]
+    if super::super::has_bf16_dot_products() && x86::pack(view.data, &lines, place, out) {
+        return;
+    }
+    for (panel, out) in out.chunks_exact_mut(panel_words).enumerate() {
+        pack_portable(view, &lines.of_panel(panel, width), width, &mut out[first_word..first_word + words]);
+    }
 }
 
 /// The pair of two numbers.
@@ -76,12 +105,12 @@ mod x86 {
 
     use half::bf16;
 
-    use super::Lines;
+    use super::{Lines, Place};
     use crate::buffer::Floats;
 
     /// Packs where there is a loader for the type, and says whether there is. The caller has checked that the
     /// processor has AVX-512 with BF16.
-    pub(super) fn pack(data: Floats<'_>, lines: &Lines, width: usize, out: &mut [u32]) -> bool {
+    pub(super) fn pack(data: Floats<'_>, lines: &Lines, place: Place, out: &mut [u32]) -> bool {
         // The last element that is read: lines and steps have strides, one of them 1.
         let last = |lines: &Lines| {
             lines.start + (lines.present - 1) * lines.line_stride + (lines.depth - 1) * lines.step_stride
@@ -93,12 +122,12 @@ mod x86 {
             Floats::F32(values) => {
                 assert!(last(lines) < values.len());
                 // SAFETY: all elements of the lines are inside `values`, and `out` has been measured.
-                unsafe { pack_from(values.as_ptr(), lines, width, out) }
+                unsafe { pack_from(values.as_ptr(), lines, place, out) }
             }
             Floats::Bf16(values) => {
                 assert!(last(lines) < values.len());
                 // SAFETY: as above.
-                unsafe { pack_from(values.as_ptr(), lines, width, out) }
+                unsafe { pack_from(values.as_ptr(), lines, place, out) }
             }
             Floats::F16(_) => return false,
         }
@@ -167,14 +196,18 @@ mod x86 {
     }
 
     /// # Safety
-    /// The lines' elements can be read from `values` on; `out` holds `[pairs, width]`; AVX-512 with BF16.
+    /// The lines' elements can be read from `values` on; `out` holds the panels as `place` says; AVX-512 with BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn pack_from<T: Load>(values: *const T, lines: &Lines, width: usize, out: &mut [u32]) {
-        // SAFETY: passed on.
+    unsafe fn pack_from<T: Load>(values: *const T, lines: &Lines, place: Place, out: &mut [u32]) {
+        let to = out.as_mut_ptr().wrapping_add(place.first_word);
+        // SAFETY: passed on; a panel's words are inside `out`.
         unsafe {
-            match lines.line_stride {
-                1 => interleave(values, lines, width, out.as_mut_ptr()),
-                _ => transpose(values, lines, width, out.as_mut_ptr()),
+            if lines.line_stride == 1 {
+                return interleave(values, lines, place, to);
+            }
+            for panel in 0..out.len() / place.panel_words {
+                let lines = lines.of_panel(panel, place.width);
+                transpose(values, &lines, place.width, to.add(panel * place.panel_words));
             }
         }
     }
@@ -190,21 +223,25 @@ mod x86 {
     /// # Safety
     /// As [`pack_from`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn interleave<T: Load>(values: *const T, lines: &Lines, width: usize, out: *mut u32) {
+    unsafe fn interleave<T: Load>(values: *const T, lines: &Lines, place: Place, out: *mut u32) {
         let &Lines { start, step_stride, present, depth, .. } = lines;
+        let Place { width, panel_words, .. } = place;
         for pair in 0..depth.div_ceil(2) {
-            for base in (0..width).step_by(16) {
-                let mask = lanes(present, base);
-                // SAFETY: the mask holds present lines alone, and the second step is read where it is there;
-                // the store stays inside row `pair` of the panel.
-                unsafe {
-                    let at = values.add(start + 2 * pair * step_stride).wrapping_add(base);
-                    let second = if 2 * pair + 1 < depth { mask } else { 0 };
-                    let low = T::words(at, mask);
-                    let high = T::words(at.wrapping_add(step_stride), second);
-                    let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
-                    let to = out.add(pair * width + base);
-                    _mm512_mask_storeu_epi32(to.cast(), lanes(width, base), words);
+            let row = values.wrapping_add(start + 2 * pair * step_stride);
+            for panel in 0..present.div_ceil(width) {
+                for base in (0..width).step_by(16) {
+                    // SAFETY: the mask holds present lines alone, and the second step is read where it is there;
+                    // the store stays inside row `pair` of the panel.
+                    unsafe {
+                        let mask = lanes(width.min(present - panel * width), base);
+                        let at = row.wrapping_add(panel * width + base);
+                        let second = if 2 * pair + 1 < depth { mask } else { 0 };
+                        let low = T::words(at, mask);
+                        let high = T::words(at.wrapping_add(step_stride), second);
+                        let words = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+                        let to = out.add(panel * panel_words + pair * width + base);
+                        _mm512_mask_storeu_epi32(to.cast(), lanes(width, base), words);
+                    }
                 }
             }
         }
@@ -309,7 +346,8 @@ mod tests {
                         (crosswise.transposed(), Side::A),
                     ] {
                         let mut out = vec![0xdead_beef; truth.len()];
-                        pack_panel(&view, side, panel, width, &mut out);
+                        let place = Place { width, panel_words: truth.len(), first_word: 0 };
+                        pack_panels(&view, side, panel..panel + 1, place, &mut out);
                         assert_eq!(out, truth, "{lines} x {depth}, width {width}, panel {panel}");
                     }
                 }

@@ -5,14 +5,12 @@
 
 use std::time::Instant;
 
-use lora_sb_kernels::{Accum, Cpu, DType, Generator, Kernels, Linear, Memory, Result, Stream, Tensor};
+use lora_sb_kernels::{Accum, Cpu, DType, Generator, Linear, Memory, Result, Stream, Tensor};
 
 fn main() -> Result<()> {
     let threads: usize = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(2);
     let cpu = Cpu::new(threads)?;
-    let mut result = Ok(());
-    cpu.within(&mut || result = rates(&cpu, threads));
-    result
+    rates(&cpu, threads)
 }
 
 fn rates(cpu: &Cpu, threads: usize) -> Result<()> {

@@ -2,8 +2,8 @@
 
 use crate::{
     Activate, AdamW, Attention, Bias, Channel, Columns, CrossEntropy, DType, Dropout, Elementwise, Embedding,
-    GatedActivation, LayerNorm, Linear, Reduce, Result, RmsNorm, Rope, Rows, SharedBytes, SquaredError,
-    Tensor,
+    GatedActivation, LayerNorm, Linear, LinearGroup, Reduce, Result, RmsNorm, Rope, Rows, SharedBytes,
+    SquaredError, Tensor,
 };
 
 /// Memory of a device's tensors.
@@ -77,6 +77,7 @@ pub trait Kernels:
     + GatedActivation
     + LayerNorm
     + Linear
+    + LinearGroup
     + Reduce
     + RmsNorm
     + Rope
@@ -91,10 +92,4 @@ pub trait Kernels:
 
     /// The type of activations that products are fastest in: `bf16` where the device has instructions for them.
     fn prefers(&self) -> DType;
-
-    /// Does `work`, which consists of many operations, where the device's own threads are at hand: on a processor,
-    /// on one of them, so that an operation need not wake a thread and be waited for. Results are the same without.
-    fn within(&self, work: &mut (dyn FnMut() + Send)) {
-        work();
-    }
 }

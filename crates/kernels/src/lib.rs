@@ -76,6 +76,7 @@ pub use op::embedding::Embedding;
 pub use op::gated_activation::GatedActivation;
 pub use op::layer_norm::LayerNorm;
 pub use op::linear::{Extra, Linear};
+pub use op::linear_group::{GroupLayer, LatentBackward, LatentPart, LinearGroup};
 pub use op::reduce::Reduce;
 pub use op::rms_norm::{RmsGain, RmsNorm};
 pub use op::rope::{Rope, RopeScaling, RopeTable};

@@ -1,6 +1,6 @@
 //! Where a method of fine-tuning meets the model: a hook at each linear layer, and a place for gradients.
 
-use lora_sb_kernels::{Accum, Extra, Kernels, Result, Tensor};
+use lora_sb_kernels::{Accum, Extra, GroupLayer, Kernels, LatentPart, Result, Tensor};
 
 use crate::{Parameter, Site};
 
@@ -33,6 +33,14 @@ impl Layer<'_> {
         kernels.linear_fused(x, self.weight, Extra { bias: self.bias, term }, accum, y)
     }
 
+    /// The layer with a latent part in a group of layers that read one input.
+    pub fn in_group<'a>(&self, latent: Option<LatentPart<'a>>) -> GroupLayer<'a>
+    where
+        Self: 'a,
+    {
+        GroupLayer { weight: self.weight, bias: self.bias, latent }
+    }
+
     /// `dx (+)= dy W`, and in the same pass the thin product `v A` of a `term` (v, A).
     ///
     /// dy `[T, N]`, dx `[T, K]`; v `[T, r]` of dy's type, A `[r, K]`.
@@ -49,6 +57,11 @@ impl Layer<'_> {
     ) -> Result<()> {
         kernels.linear_input_gradient_fused(dy, self.weight, term, accum, dx)
     }
+}
+
+/// Plain layers, as a group of a device's takes them.
+fn plain<'a>(layers: &[Layer<'a>]) -> Vec<GroupLayer<'a>> {
+    layers.iter().map(|layer| layer.in_group(None)).collect()
 }
 
 /// What is done at each linear layer. The model never learns which method it is.
@@ -84,6 +97,68 @@ pub trait LinearHook {
         dy: &Tensor,
         dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()>;
+
+    /// [`LinearHook::forward`] of layers that read one input, whose y are `ys`: for hooks that compute them together.
+    fn forward_group(
+        &self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        x: &Tensor,
+        accum: Accum,
+        ys: &mut [&mut Tensor],
+    ) -> Result<Vec<SiteSaved>> {
+        forward_each(self, kernels, layers, x, accum, ys)
+    }
+
+    /// [`LinearHook::backward`] of the same layers, whose dy are `dys`; dx is the sum over them.
+    fn backward_group(
+        &mut self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        saved: Vec<SiteSaved>,
+        x: Option<&Tensor>,
+        dys: &[&Tensor],
+        dx: Option<(&mut Tensor, Accum)>,
+    ) -> Result<()> {
+        backward_each(self, kernels, layers, saved, x, dys, dx)
+    }
+}
+
+/// [`LinearHook::forward`] of layers that read one input, one after another.
+///
+/// # Errors
+/// What the hook returns.
+pub fn forward_each<H: LinearHook + ?Sized>(
+    hook: &H,
+    kernels: &dyn Kernels,
+    layers: &[Layer<'_>],
+    x: &Tensor,
+    accum: Accum,
+    ys: &mut [&mut Tensor],
+) -> Result<Vec<SiteSaved>> {
+    let each = layers.iter().zip(ys);
+    each.map(|(layer, y)| hook.forward(kernels, *layer, x, accum, y)).collect()
+}
+
+/// [`LinearHook::backward`] of the same layers, one after another.
+///
+/// # Errors
+/// What the hook returns.
+pub fn backward_each<H: LinearHook + ?Sized>(
+    hook: &mut H,
+    kernels: &dyn Kernels,
+    layers: &[Layer<'_>],
+    saved: Vec<SiteSaved>,
+    x: Option<&Tensor>,
+    dys: &[&Tensor],
+    mut dx: Option<(&mut Tensor, Accum)>,
+) -> Result<()> {
+    for ((layer, saved), dy) in layers.iter().zip(saved).zip(dys) {
+        let of_layer = dx.as_mut().map(|(dx, accum)| (&mut **dx, *accum));
+        hook.backward(kernels, *layer, saved, x, dy, of_layer)?;
+        dx = dx.map(|(dx, _)| (dx, Accum::Add));
+    }
+    Ok(())
 }
 
 /// What a hook keeps from forward to backward: an adapter's `[T, r]` products.
@@ -122,6 +197,34 @@ impl LinearHook for Frozen {
     ) -> Result<()> {
         match dx {
             Some((dx, accum)) => layer.input_gradient(kernels, dy, None, accum, dx),
+            None => Ok(()),
+        }
+    }
+
+    fn forward_group(
+        &self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        x: &Tensor,
+        accum: Accum,
+        ys: &mut [&mut Tensor],
+    ) -> Result<Vec<SiteSaved>> {
+        kernels.linear_group(x, &plain(layers), accum, ys)?;
+        Ok(layers.iter().map(|_| SiteSaved::default()).collect())
+    }
+
+    fn backward_group(
+        &mut self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        _: Vec<SiteSaved>,
+        _: Option<&Tensor>,
+        dys: &[&Tensor],
+        dx: Option<(&mut Tensor, Accum)>,
+    ) -> Result<()> {
+        let mut latents: Vec<_> = layers.iter().map(|_| None).collect();
+        match dx {
+            Some(dx) => kernels.linear_group_backward(dys, &plain(layers), &mut latents, Some(dx)),
             None => Ok(()),
         }
     }

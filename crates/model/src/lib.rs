@@ -48,7 +48,7 @@ mod error;
 mod family;
 mod fingerprint;
 mod head;
-mod hook;
+pub mod hook;
 mod linear;
 mod load;
 pub mod memory;

@@ -107,16 +107,27 @@ impl Model {
         hook: &mut dyn LinearHook,
         gradients: &mut dyn Gradients,
     ) -> Result<()> {
-        let layer = self.layer(site)?;
+        self.own_gradients(site, x, dy, gradients)?;
+        Ok(hook.backward(&*self.kernels, self.layer(site)?, saved, x, dy, dx)?)
+    }
+
+    /// `dW += dy^T x`, `db += sum over t of dy`, where they are trained.
+    fn own_gradients(
+        &self,
+        site: Site,
+        x: Option<&Tensor>,
+        dy: &Tensor,
+        gradients: &mut dyn Gradients,
+    ) -> Result<()> {
         if let (Some(x), Some(dw)) = (x, gradients.of(Parameter::Weight(site))) {
             self.kernels.linear_weight_gradient(dy, x, 1.0, Accum::Add, dw)?;
         }
-        if layer.bias.is_some()
+        if self.weights.get(Parameter::Bias(site)).is_some()
             && let Some(db) = gradients.of(Parameter::Bias(site))
         {
             self.kernels.bias_gradient(dy, db)?;
         }
-        Ok(hook.backward(&*self.kernels, layer, saved, x, dy, dx)?)
+        Ok(())
     }
 
     /// What the layers `parts` make of x `[T, K]`, `[T, N]` each, and what they saved: one entry for each, or one
@@ -128,25 +139,24 @@ impl Model {
         x: &Tensor,
         hook: &dyn LinearHook,
     ) -> Result<([Tensor; P], Vec<SiteSaved>)> {
-        let made = |part: Projection| -> Result<(Tensor, SiteSaved)> {
-            let site = part.of(layer);
-            let mut y = self.operand(&[x.shape()[0], self.config.site_shape(site).0])?; // [T, N]
-            let saved = self.linear(site, x, Accum::Replace, &mut y, hook)?;
-            Ok((y, saved))
-        };
+        let tokens = x.shape()[0];
+        let room = |part: Projection| self.operand(&[tokens, self.config.site_shape(part.of(layer)).0]); // [T, N]
         let Some(fused) = self.fused(&parts) else {
-            let made: Vec<_> = parts.into_iter().map(made).collect::<Result<_>>()?;
-            let (ys, saved): (Vec<Tensor>, _) = made.into_iter().unzip();
+            let layers: Vec<Layer<'_>> =
+                parts.iter().map(|part| self.layer(part.of(layer))).collect::<Result<_>>()?;
+            let mut ys: Vec<Tensor> = parts.into_iter().map(room).collect::<Result<_>>()?;
+            let mut out: Vec<&mut Tensor> = ys.iter_mut().collect();
+            let saved = hook.forward_group(&*self.kernels, &layers, x, Accum::Replace, &mut out)?;
             return Ok((array(ys), saved));
         };
-        let (y, saved) = made(fused)?; // [T, W], W the sum of all N
+        let mut y = room(fused)?; // [T, W], W the sum of all N
+        let saved = self.linear(fused.of(layer), x, Accum::Replace, &mut y, hook)?;
         let (mut ys, mut from) = (Vec::with_capacity(P), 0);
         for part in parts {
-            let n = self.config.site_shape(part.of(layer)).0;
-            let mut part = self.operand(&[x.shape()[0], n])?; // [T, N]
+            let mut part = room(part)?; // [T, N]
             self.kernels.take_columns(&y, from, &mut part)?;
+            from += part.shape()[1];
             ys.push(part);
-            from += n;
         }
         Ok((array(ys), vec![saved]))
     }
@@ -175,12 +185,13 @@ impl Model {
         let x = if read { Some(x()?) } else { None }; // [T, K]
         let k = self.config.site_shape(sites[0]).1;
         let mut dx = if wanted { Some(self.operand(&[tokens, k])?) } else { None }; // [T, K]
-        let mut accum = Accum::Replace;
-        for ((site, saved), dy) in sites.into_iter().zip(saved).zip(dys) {
-            let dx = dx.as_mut().map(|dx| (dx, accum));
-            self.linear_backward(site, saved, x.as_deref(), &dy, dx, hook, gradients)?;
-            accum = Accum::Add;
+        for (&site, dy) in sites.iter().zip(&dys) {
+            self.own_gradients(site, x.as_deref(), dy, gradients)?;
         }
+        let layers: Vec<Layer<'_>> = sites.into_iter().map(|site| self.layer(site)).collect::<Result<_>>()?;
+        let dys: Vec<&Tensor> = dys.iter().collect();
+        let out = dx.as_mut().map(|dx| (dx, Accum::Replace));
+        hook.backward_group(&*self.kernels, &layers, saved, x.as_deref(), &dys, out)?;
         Ok(dx)
     }
 

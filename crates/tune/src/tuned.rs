@@ -173,18 +173,17 @@ impl Tuned {
     /// Where the model fails.
     pub fn loss_and_gradients(&mut self, batch: &Batch, recompute: Recompute) -> Result<f64> {
         let Tuned { model, trained } = self;
-        let mut pass = || match trained {
-            Trained::Full { gradients, hook } => model.loss_and_gradients(batch, hook, gradients, recompute),
+        Ok(match trained {
+            Trained::Full { gradients, hook } => {
+                model.loss_and_gradients(batch, hook, gradients, recompute)?
+            }
             Trained::Adapter { adapter, head, .. } if head.is_empty() => {
-                model.loss_and_gradients(batch, adapter.as_mut(), &mut NoGradients, recompute)
+                model.loss_and_gradients(batch, adapter.as_mut(), &mut NoGradients, recompute)?
             }
             Trained::Adapter { adapter, head, .. } => {
-                model.loss_and_gradients(batch, adapter.as_mut(), head, recompute)
+                model.loss_and_gradients(batch, adapter.as_mut(), head, recompute)?
             }
-        };
-        let mut result = Ok(0.0);
-        model.kernels().within(&mut || result = pass());
-        Ok(result?)
+        })
     }
 
     /// Sets all gradients to zero.

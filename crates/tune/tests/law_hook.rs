@@ -125,8 +125,8 @@ impl Case {
                 Box::new(Dora::new(scale, self.rate, [(self.site, state)].into()))
             }
             Form::Latent => {
-                let state = LatentSite::new(kernels, a, b, part(Part::R)).unwrap();
-                Box::new(Latent::new(scale, self.rate, [(self.site, state)].into()))
+                let state = LatentSite::new(a, b, part(Part::R));
+                Box::new(Latent::new(kernels, scale, self.rate, [(self.site, state)].into()).unwrap())
             }
         };
         adapter.begin(self.pass());

@@ -8,8 +8,6 @@
 
 use std::ops::Range;
 
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
-
 use crate::buffer::{Floats, FloatsMut};
 use crate::cpu::vector;
 use crate::{Accum, Cpu};
@@ -145,11 +143,7 @@ impl Cpu {
         blocks: impl Iterator<Item = T>,
         work: impl Fn(T) + Send + Sync,
     ) {
-        if elements < BLOCK || self.threads() == 1 {
-            return blocks.for_each(work);
-        }
-        let blocks: Vec<T> = blocks.collect();
-        self.pool.install(|| blocks.into_par_iter().for_each(work));
+        self.map(elements, blocks, work);
     }
 
     /// The results of `work` on every block, in the order of the blocks; threads as in [`Cpu::each`].
@@ -162,8 +156,7 @@ impl Cpu {
         if elements < BLOCK || self.threads() == 1 {
             return blocks.map(work).collect();
         }
-        let blocks: Vec<T> = blocks.collect();
-        self.pool.install(|| blocks.into_par_iter().map(work).collect())
+        self.team.map(blocks.collect(), work)
     }
 
     /// `out += sum over t of x[t]`, row after row; x `[T, d]`, out `[d]`.

@@ -1,11 +1,13 @@
-//! The processor as a device: a pool of threads and recycled memory. The operations are in `op/*/cpu.rs`.
+//! The processor as a device: a team of threads and recycled memory. The operations are in `op/*/cpu.rs`.
 
 pub(crate) mod blocks;
 pub(crate) mod gemm;
+pub(crate) mod team;
 pub(crate) mod vector;
 
 use std::sync::Arc;
 
+use self::team::Team;
 use crate::buffer::{Buffer, Floats, Recycler, words};
 use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 
@@ -15,12 +17,12 @@ use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 /// split between threads.
 #[derive(Debug)]
 pub struct Cpu {
-    pub(crate) pool: rayon::ThreadPool,
+    pub(crate) team: Team,
     pub(crate) recycler: Arc<Recycler>,
 }
 
 impl Cpu {
-    /// A device that works with `threads` threads.
+    /// A device that works with `threads` threads, the caller's among them.
     ///
     /// # Errors
     /// Where `threads` is 0 or the system refuses to start them.
@@ -29,17 +31,14 @@ impl Cpu {
         if threads == 0 {
             return Err(failed("0 threads; at least 1 is needed".into()));
         }
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("kernels-{index}"))
-            .build()
+        let team = Team::new(threads)
             .map_err(|error| failed(format!("{threads} threads could not be started: {error}")))?;
-        Ok(Cpu { pool, recycler: Arc::default() })
+        Ok(Cpu { team, recycler: Arc::default() })
     }
 
     /// The number of threads.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 }
 
@@ -50,10 +49,6 @@ impl Kernels for Cpu {
 
     fn prefers(&self) -> DType {
         if gemm::has_bf16_dot_products() { DType::Bf16 } else { DType::F32 }
-    }
-
-    fn within(&self, work: &mut (dyn FnMut() + Send)) {
-        self.pool.install(work);
     }
 }
 

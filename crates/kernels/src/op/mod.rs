@@ -13,6 +13,7 @@ pub mod embedding;
 pub mod gated_activation;
 pub mod layer_norm;
 pub mod linear;
+pub mod linear_group;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;

@@ -120,10 +120,6 @@ impl Kernels for Timed {
     fn prefers(&self) -> DType {
         self.inner.prefers()
     }
-
-    fn within(&self, work: &mut (dyn FnMut() + Send)) {
-        self.inner.within(work);
-    }
 }
 
 const MEMORY: &str = "memory";

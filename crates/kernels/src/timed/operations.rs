@@ -1,11 +1,12 @@
 //! Every operation, handed on.
 
 use super::Timed;
-use super::cost::{Cost, axis};
+use super::cost::{Cost, Direction, axis};
 use crate::{
     Accum, Activate, Activation, AdamW, AdamWStep, Attention, AttentionShape, Bias, Channel, Columns,
-    CrossEntropy, Dropout, Elementwise, Embedding, Extra, GatedActivation, LayerNorm, Linear, Reduce, Result,
-    RmsGain, RmsNorm, Rope, RopeTable, Rows, Segments, SquaredError, Tensor,
+    CrossEntropy, Dropout, Elementwise, Embedding, Extra, GatedActivation, GroupLayer, LatentBackward,
+    LayerNorm, Linear, LinearGroup, Reduce, Result, RmsGain, RmsNorm, Rope, RopeTable, Rows, Segments,
+    SquaredError, Tensor,
 };
 
 impl Linear for Timed {
@@ -65,6 +66,36 @@ impl Linear for Timed {
         let cost = Cost::product(axis(dy, 0), dw, &[dy, x]);
         self.timed("linear_weight_gradient", cost, || {
             self.inner.linear_weight_gradient(dy, x, alpha, accum, dw)
+        })
+    }
+}
+
+impl LinearGroup for Timed {
+    fn linear_group(
+        &self,
+        x: &Tensor,
+        layers: &[GroupLayer<'_>],
+        accum: Accum,
+        ys: &mut [&mut Tensor],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let moved: Vec<&Tensor> = ys.iter().map(|y| &**y).chain([x]).collect();
+        let cost = Cost::group(axis(x, 0), layers, Direction::Forward, &moved);
+        self.timed("linear_group", cost, || self.inner.linear_group(x, layers, accum, ys))
+    }
+
+    fn linear_group_backward(
+        &self,
+        dys: &[&Tensor],
+        layers: &[GroupLayer<'_>],
+        latents: &mut [Option<LatentBackward<'_>>],
+        dx: Option<(&mut Tensor, Accum)>,
+    ) -> Result<()> {
+        let moved: Vec<&Tensor> = dys.iter().copied().chain(dx.as_ref().map(|(dx, _)| &**dx)).collect();
+        let rows = dys.first().map_or(0, |dy| axis(dy, 0));
+        let direction = if dx.is_some() { Direction::Backward } else { Direction::GradientAlone };
+        let cost = Cost::group(rows, layers, direction, &moved);
+        self.timed("linear_group_backward", cost, || {
+            self.inner.linear_group_backward(dys, layers, latents, dx)
         })
     }
 }

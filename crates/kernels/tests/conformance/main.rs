@@ -12,6 +12,7 @@ mod attention;
 mod channels;
 mod dropout;
 mod elements;
+mod linear_group;
 mod losses;
 mod normalisation;
 mod products;

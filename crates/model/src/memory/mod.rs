@@ -14,7 +14,8 @@
 mod block;
 
 use lora_sb_kernels::{
-    DType, LossGradients, allocated_bytes, allocated_bytes_of, cross_entropy_scratch_bytes, product_scratch_bytes_of,
+    DType, LossGradients, allocated_bytes, allocated_bytes_of, cross_entropy_scratch_bytes,
+    product_scratch_bytes_of,
 };
 
 use self::block::Moments;

@@ -303,6 +303,12 @@ delegate! {
         fn linear_weight_gradient(dy: &Tensor, x: &Tensor, alpha: f32, accum: Accum,
             dw: &mut Tensor) -> Result<()>;
     }
+    LinearGroup {
+        fn linear_group(x: &Tensor, layers: &[GroupLayer<'_>], accum: Accum,
+            ys: &mut [&mut Tensor]) -> Result<Vec<Option<Tensor>>>;
+        fn linear_group_backward(dys: &[&Tensor], layers: &[GroupLayer<'_>],
+            latents: &mut [Option<LatentBackward<'_>>], dx: Option<(&mut Tensor, Accum)>) -> Result<()>;
+    }
     Reduce {
         fn sum_of_squares(x: &Tensor) -> Result<f64>;
     }

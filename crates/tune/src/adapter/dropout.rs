@@ -27,6 +27,11 @@ impl InputDropout {
         self.pass = pass;
     }
 
+    /// Whether the passes drop anything.
+    pub fn drops(&self) -> bool {
+        self.rate > 0.0 && matches!(self.pass, Pass::Training { .. })
+    }
+
     /// What is left of x `[T, K]` at a site; `None` where nothing is dropped, and x itself is meant.
     ///
     /// # Errors

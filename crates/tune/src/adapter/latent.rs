@@ -18,8 +18,8 @@
 
 use std::collections::BTreeMap;
 
-use lora_sb_kernels::{Accum, Kernels, Result, Tensor};
-use lora_sb_model::{Frozen, Layer, LinearHook, Site, SiteSaved};
+use lora_sb_kernels::{Accum, GroupLayer, Kernels, LatentBackward, LatentPart, Result, Tensor};
+use lora_sb_model::{Layer, LinearHook, Site, SiteSaved, hook};
 
 use super::dropout::InputDropout;
 use super::{Adapter, Factors, Part, Pass, Visitor, saved_product};
@@ -30,17 +30,16 @@ pub struct LatentSite {
     a: Tensor,
     b: Tensor,
     r: Tensor,
-    gradient: Tensor,
 }
 
 impl LatentSite {
     /// An adapter from `a [r, in]`, `b [out, r]` and `r [r, r]`.
-    ///
-    /// # Errors
-    /// Where the device has no room for the gradient.
-    pub fn new(kernels: &dyn Kernels, a: Tensor, b: Tensor, r: Tensor) -> Result<Self> {
-        let gradient = kernels.zeros(r.shape())?;
-        Ok(LatentSite { a, b, r, gradient })
+    pub fn new(a: Tensor, b: Tensor, r: Tensor) -> Self {
+        LatentSite { a, b, r }
+    }
+
+    fn part(&self, scale: f32) -> LatentPart<'_> {
+        LatentPart { a: &self.a, r: &self.r, b: &self.b, scale }
     }
 }
 
@@ -50,13 +49,31 @@ pub struct Latent {
     scale: f32,
     dropout: InputDropout,
     sites: BTreeMap<Site, LatentSite>,
+    /// That of each R.
+    gradients: BTreeMap<Site, Tensor>,
 }
 
 impl Latent {
     /// The adapter of all `sites`, with the scale `s` and the rate of dropout.
-    pub fn new(scale: f32, dropout: f64, sites: BTreeMap<Site, LatentSite>) -> Self {
-        Latent { scale, dropout: InputDropout::new(dropout), sites }
+    ///
+    /// # Errors
+    /// Where the device has no room for the gradients.
+    pub fn new(
+        kernels: &dyn Kernels,
+        scale: f32,
+        dropout: f64,
+        sites: BTreeMap<Site, LatentSite>,
+    ) -> Result<Self> {
+        let zeros = |(&site, state): (&Site, &LatentSite)| Ok((site, kernels.zeros(state.r.shape())?));
+        let gradients = sites.iter().map(zeros).collect::<Result<_>>()?;
+        Ok(Latent { scale, dropout: InputDropout::new(dropout), sites, gradients })
     }
+}
+
+/// The layers with the latent parts of those that are adapted.
+fn group<'a>(sites: &'a BTreeMap<Site, LatentSite>, scale: f32, layers: &[Layer<'a>]) -> Vec<GroupLayer<'a>> {
+    let part = |layer: &Layer<'_>| sites.get(&layer.site).map(|site| site.part(scale));
+    layers.iter().map(|layer| layer.in_group(part(layer))).collect()
 }
 
 impl LinearHook for Latent {
@@ -68,17 +85,36 @@ impl LinearHook for Latent {
         accum: Accum,
         y: &mut Tensor,
     ) -> Result<SiteSaved> {
-        let Some(LatentSite { a, b, r, .. }) = self.sites.get(&layer.site) else {
-            return Frozen.forward(kernels, layer, x, accum, y);
+        let dropped = match self.sites.contains_key(&layer.site) {
+            true => self.dropout.apply(kernels, layer.site, x)?, // [T, in]
+            false => None,
         };
-        let dropped = self.dropout.apply(kernels, layer.site, x)?; // [T, in]
+        let (Some(dropped), Some(LatentSite { a, b, r, .. })) = (dropped, self.sites.get(&layer.site)) else {
+            let mut saved = self.forward_group(kernels, &[layer], x, accum, &mut [y])?;
+            return Ok(saved.pop().unwrap_or_default());
+        };
         let shape = [x.shape()[0], r.shape()[0]]; // [T, r]
         let (mut u, mut h) = (kernels.empty(&shape)?, kernels.empty_of(x.dtype(), &shape)?);
-        kernels.linear(dropped.as_ref().unwrap_or(x), a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
+        kernels.linear(&dropped, a, 1.0, Accum::Replace, &mut u)?; // u = x A^T
         drop(dropped);
         kernels.linear(&u, r, self.scale, Accum::Replace, &mut h)?; // h = s u R^T
         layer.forward(kernels, x, Some((&h, b)), accum, y)?; // y = x W0^T + h B^T + b
         Ok(SiteSaved(vec![u]))
+    }
+
+    fn forward_group(
+        &self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        x: &Tensor,
+        accum: Accum,
+        ys: &mut [&mut Tensor],
+    ) -> Result<Vec<SiteSaved>> {
+        if self.dropout.drops() && layers.len() > 1 {
+            return hook::forward_each(self, kernels, layers, x, accum, ys);
+        }
+        let us = kernels.linear_group(x, &group(&self.sites, self.scale, layers), accum, ys)?;
+        Ok(us.into_iter().map(|u| SiteSaved(Vec::from_iter(u))).collect())
     }
 
     fn needs_input(&self, _site: Site) -> bool {
@@ -94,9 +130,11 @@ impl LinearHook for Latent {
         dy: &Tensor,
         dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
-        let Some(LatentSite { a, b, r, gradient }) = self.sites.get_mut(&layer.site) else {
-            return Frozen.backward(kernels, layer, saved, x, dy, dx);
-        };
+        if !self.dropout.drops() || !self.sites.contains_key(&layer.site) {
+            return self.backward_group(kernels, &[layer], vec![saved], x, &[dy], dx);
+        }
+        let (site, gradient) = (self.sites.get(&layer.site), self.gradients.get_mut(&layer.site));
+        let Some((LatentSite { a, b, r }, gradient)) = site.zip(gradient) else { return Ok(()) };
         let u = saved_product("latent adapter", saved)?;
         let mut v = kernels.empty(u.shape())?; // [T, r]
         kernels.linear_input_gradient(dy, b, 1.0, Accum::Replace, &mut v)?; // v = dy B
@@ -108,6 +146,33 @@ impl LinearHook for Latent {
         drop(v);
         self.dropout.input_gradient(kernels, layer, dy, (&w, a), dx) // dx = dy W0 + w A
     }
+
+    fn backward_group(
+        &mut self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        saved: Vec<SiteSaved>,
+        x: Option<&Tensor>,
+        dys: &[&Tensor],
+        dx: Option<(&mut Tensor, Accum)>,
+    ) -> Result<()> {
+        if self.dropout.drops() && layers.len() > 1 {
+            return hook::backward_each(self, kernels, layers, saved, x, dys, dx);
+        }
+        let mut us = BTreeMap::new();
+        for (layer, saved) in layers.iter().zip(saved) {
+            if self.sites.contains_key(&layer.site) {
+                us.insert(layer.site, saved_product("latent adapter", saved)?); // [T, r]
+            }
+        }
+        let mut gradients: BTreeMap<_, _> = self.gradients.iter_mut().collect();
+        let mut latents = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let u_and_gradient = us.get(&layer.site).zip(gradients.remove(&layer.site));
+            latents.push(u_and_gradient.map(|(u, gradient)| LatentBackward { u, gradient }));
+        }
+        kernels.linear_group_backward(dys, &group(&self.sites, self.scale, layers), &mut latents, dx)
+    }
 }
 
 impl Adapter for Latent {
@@ -116,8 +181,8 @@ impl Adapter for Latent {
     }
 
     fn visit(&mut self, visitor: &mut Visitor<'_>) -> crate::Result<()> {
-        for (&site, state) in &mut self.sites {
-            visitor(site, Part::R, &mut state.r, &mut state.gradient)?;
+        for ((&site, state), gradient) in self.sites.iter_mut().zip(self.gradients.values_mut()) {
+            visitor(site, Part::R, &mut state.r, gradient)?;
         }
         Ok(())
     }

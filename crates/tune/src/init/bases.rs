@@ -41,7 +41,7 @@ pub fn of_weight(
     generator: &mut Generator,
 ) -> Result<(LatentSite, bool)> {
     let TruncatedSvd { u, v_transposed, converged, .. } = weight_svd(kernels, weight, rank, generator)?;
-    Ok((LatentSite::new(kernels, v_transposed, u, kernels.zeros(&[rank, rank])?)?, converged))
+    Ok((LatentSite::new(v_transposed, u, kernels.zeros(&[rank, rank])?), converged))
 }
 
 /// Random orthonormal B and A of a weight `[out, input]`, `R = 0`.
@@ -58,7 +58,7 @@ pub fn random(
     let rows = kernels.to_f32(&random_orthonormal(kernels, rank, out, draw)?)?; // [r, out]
     let columns: Vec<f32> = (0..out * rank).map(|at| rows[at % rank * out + at / rank]).collect();
     let b = kernels.from_f32(&columns, &[out, rank])?;
-    LatentSite::new(kernels, a, b, kernels.zeros(&[rank, rank])?)
+    Ok(LatentSite::new(a, b, kernels.zeros(&[rank, rank])?))
 }
 
 /// A `[r, n]` matrix with its rows multiplied by `factors`.

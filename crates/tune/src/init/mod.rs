@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, mpsc};
 
 use lora_sb_data::Example;
-use lora_sb_kernels::{Generator, Stream, Tensor};
+use lora_sb_kernels::{Generator, Kernels, Stream, Tensor};
 use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Model, Parameter, Site};
 
@@ -92,6 +92,7 @@ pub(crate) fn start(
             })?,
         ),
         Method::LoraXs | Method::LoraSb => latent(
+            kernels,
             config,
             match init.bases {
                 Bases::Sb | Bases::SbGradient | Bases::SbZero => start.of_gradients(|gradient, draws| {
@@ -108,7 +109,7 @@ pub(crate) fn start(
                     Ok((bases::random(kernels, shape, rank, adapter)?, true))
                 }),
             }?,
-        ),
+        )?,
     };
     let InitReport { estimate, unconverged } = &start.report;
     let told = estimate.is_some() || !unconverged.is_empty();
@@ -155,9 +156,9 @@ pub(crate) fn restore(
             let mut states = BTreeMap::new();
             for &site in sites {
                 let (a, b, r) = (take(site, Part::A)?, take(site, Part::B)?, take(site, Part::R)?);
-                states.insert(site, LatentSite::new(kernels, a, b, r)?);
+                states.insert(site, LatentSite::new(a, b, r));
             }
-            latent(config, states)
+            latent(kernels, config, states)?
         }
     })
 }
@@ -174,8 +175,12 @@ fn magnitude(config: &AdapterConfig, sites: BTreeMap<Site, DoraSite>) -> Box<dyn
     Box::new(Dora::new(config.scale(), config.lora_dropout, sites))
 }
 
-fn latent(config: &AdapterConfig, sites: BTreeMap<Site, LatentSite>) -> Box<dyn Adapter> {
-    Box::new(Latent::new(config.scale(), config.lora_dropout, sites))
+fn latent(
+    kernels: &dyn Kernels,
+    config: &AdapterConfig,
+    sites: BTreeMap<Site, LatentSite>,
+) -> Result<Box<dyn Adapter>> {
+    Ok(Box::new(Latent::new(kernels, config.scale(), config.lora_dropout, sites)?))
 }
 
 /// A site's generators.

@@ -53,7 +53,7 @@ pub fn start(
         diagonal.zip(singular_values).for_each(|(entry, value)| *entry = size(value));
     }
     let r = kernels.from_f32(&r, &[rank, rank])?;
-    Ok((LatentSite::new(kernels, v_transposed, u, r)?, converged))
+    Ok((LatentSite::new(v_transposed, u, r), converged))
 }
 
 /// `-sign(G)` `[out, in]`, which `bf16` holds exactly.

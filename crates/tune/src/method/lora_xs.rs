@@ -39,5 +39,5 @@ pub fn start(
     let mut r = vec![0.0; rank * rank];
     draw.normal(DEVIATION, &mut r);
     let r = kernels.from_f32(&r, &[rank, rank])?;
-    Ok((LatentSite::new(kernels, a, u, r)?, converged))
+    Ok((LatentSite::new(a, u, r), converged))
 }

@@ -11,12 +11,11 @@ mod micro;
 mod output;
 mod pack;
 
-use rayon::prelude::*;
-
 pub(crate) use output::{Output, SharedRows};
 pub(crate) use pack::View;
 
 use crate::buffer::{Recycler, allocated_bytes};
+use crate::cpu::team::Team;
 use crate::{Accum, DType};
 use micro::{Micro, TILE};
 use pack::{Side, pack_panel};
@@ -48,9 +47,9 @@ pub(crate) fn has_bf16_dot_products() -> bool {
     false
 }
 
-/// `C (+)= alpha A B` with the threads of `pool`; a `[M, K]`, b `[K, N]`, c `[M, N]`.
+/// `C (+)= alpha A B` with the threads of `team`; a `[M, K]`, b `[K, N]`, c `[M, N]`.
 pub(crate) fn gemm(
-    pool: &rayon::ThreadPool,
+    team: &Team,
     recycler: &Arc<Recycler>,
     a: View<'_>,
     b: View<'_>,
@@ -59,7 +58,7 @@ pub(crate) fn gemm(
     c: Output<'_>,
 ) {
     let few = a.rows * b.columns <= SERIAL_UP_TO || a.rows * b.columns * a.columns < SERIAL_BELOW;
-    let serial = few || pool.current_num_threads() == 1;
+    let serial = few || team.threads() == 1;
     let product = Product::new(a, b, alpha, c);
     let (packed_a, packed_b) = product.micro.packed_sizes(product.m, product.n, product.k);
     let (mut packed_a, mut packed_b) = (recycler.take(packed_a), recycler.take(packed_b));
@@ -67,10 +66,7 @@ pub(crate) fn gemm(
     if serial {
         return product.run(&a, &b, accum, packed_a, packed_b, &|count, work| (0..count).for_each(work));
     }
-    pool.install(|| {
-        let each = |count, work: Work<'_>| (0..count).into_par_iter().for_each(work);
-        product.run(&a, &b, accum, packed_a, packed_b, &each);
-    });
+    product.run(&a, &b, accum, packed_a, packed_b, &|count, work| team.each(count, work));
 }
 
 /// Bytes that the `f32` product of `[M, K]` and `[K, N]` takes beside its operands and its result: the packed blocks.

@@ -21,6 +21,12 @@ impl<'a> View<'a> {
         View { data, offset, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
+    /// `count` rows from `first` on.
+    pub(crate) fn some_rows(self, first: usize, count: usize) -> Self {
+        debug_assert!(first + count <= self.rows);
+        View { offset: self.offset + first * self.row_stride, rows: count, ..self }
+    }
+
     /// The same elements with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         View {

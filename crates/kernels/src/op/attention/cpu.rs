@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::backward::{self, Backward, Part, Work};
 use super::forward::{self, Forward};
 use super::operands::{Heads, Target};
@@ -135,7 +133,9 @@ impl Cpu {
         }
         let small = PIECE * tasks.len() / work;
         let length = (tasks.len() / (self.threads() * PIECES_PER_THREAD)).max(small).max(1);
-        self.pool.install(|| tasks.par_chunks(length).for_each(piece));
+        self.team.each(tasks.len().div_ceil(length), |at| {
+            piece(&tasks[at * length..tasks.len().min((at + 1) * length)]);
+        });
     }
 
     /// `delta = do . o` of every query and head: o and do `[T, H*E]`, delta `[T, H]`.

@@ -10,10 +10,11 @@
 use std::ops::Range;
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::{CrossEntropy, LossGradients, classes, dims};
 use crate::buffer::{Floats, FloatsMut, allocated_bytes};
+use crate::cpu::blocks::rows_per_block;
+use crate::cpu::gemm::bf16::{PackedRows, pack_rows, packed_bytes};
 use crate::cpu::gemm::{View, product_scratch_bytes_of};
 use crate::cpu::vector::{self, LANES, lanes, vectorised};
 use crate::op::elementwise::check_cap;
@@ -49,10 +50,12 @@ impl CrossEntropy for Cpu {
         let mut loss = 0.0;
         for start in (0..labels.len()).step_by(chunk_rows) {
             let rows = start..(start + chunk_rows).min(labels.len());
+            let x = View::rows(x, rows.start * d, rows.len(), d, d);
             let chunk = Chunk {
                 cpu: self,
                 products,
-                x: View::rows(x, rows.start * d, rows.len(), d, d),
+                x,
+                packed: (products == Products::Bf16).then(|| pack_rows(&self.team, &self.recycler, x)),
                 w,
                 v,
                 labels: &labels[rows.clone()],
@@ -108,7 +111,8 @@ pub fn cross_entropy_scratch_bytes(
     if gradients == LossGradients::InputAndWeight {
         products = products.max(product(block, d, rows));
     }
-    allocated_bytes(rows * block) + sums + products
+    let packed = if dtype == DType::Bf16 { packed_bytes(rows, d) } else { 0 };
+    allocated_bytes(rows * block) + sums + packed + products
 }
 
 /// Some rows of tokens, N of them, and the whole vocabulary.
@@ -117,6 +121,8 @@ struct Chunk<'a> {
     products: Products,
     /// `[N, D]`.
     x: View<'a>,
+    /// The same in panels, read again for each block of the vocabulary.
+    packed: Option<PackedRows>,
     /// `[V, D]`.
     w: Floats<'a>,
     v: usize,
@@ -143,8 +149,7 @@ impl Seen {
 
     /// The row's loss times its weight.
     fn loss(&self, weight: f32) -> f64 {
-        f64::from(weight)
-            * (f64::from(self.max) + f64::from(self.total).ln() - f64::from(self.labelled))
+        f64::from(weight) * (f64::from(self.max) + f64::from(self.total).ln() - f64::from(self.labelled))
     }
 
     /// `z`, a block of logits, becomes `exp(z - max)`, times the cap's derivative where there is a cap; `label` is the
@@ -189,8 +194,14 @@ impl Chunk<'_> {
     /// The logits `[N, B]` of a block.
     fn logits<'z>(&self, block: &Range<usize>, z: &'z mut [f32]) -> &'z mut [f32] {
         let z = &mut z[..self.labels.len() * block.len()];
-        let terms = [(self.x, self.block_of_w(block).transposed())];
-        self.cpu.product(self.products, &terms, 1.0, None, Accum::Replace, FloatsMut::F32(z));
+        let w = self.block_of_w(block).transposed(); // [D, B]
+        match &self.packed {
+            Some(x) => x.times(&self.cpu.team, &self.cpu.recycler, w, Accum::Replace, FloatsMut::F32(z)),
+            None => {
+                let terms = [(self.x, w)];
+                self.cpu.product(self.products, &terms, 1.0, None, Accum::Replace, FloatsMut::F32(z));
+            }
+        }
         z
     }
 
@@ -200,18 +211,19 @@ impl Chunk<'_> {
         &self,
         block: &Range<usize>,
         z: &mut [f32],
-        others: impl IndexedParallelIterator<Item = T>,
-        work: impl Fn(&mut [f32], Option<usize>, T) + Send + Sync,
+        others: impl Iterator<Item = T>,
+        work: impl Fn(&mut [f32], Option<usize>, &mut T) + Send + Sync,
     ) {
-        self.cpu.pool.install(|| {
-            let rows = z.par_chunks_mut(block.len()).zip(self.labels).zip(others);
-            rows.for_each(|((z, &label), other)| {
-                let label = (label as usize).checked_sub(block.start).filter(|&label| label < z.len());
+        let elements = z.len();
+        let mut rows: Vec<_> = z.chunks_mut(block.len()).zip(self.labels).zip(others).collect();
+        self.cpu.each(elements, rows.chunks_mut(rows_per_block(block.len())), |rows| {
+            for ((z, label), other) in rows {
+                let label = (**label as usize).checked_sub(block.start).filter(|&label| label < z.len());
                 work(z, label, other);
                 if self.products == Products::Bf16 {
                     narrow_in_place(z);
                 }
-            });
+            }
         });
     }
 
@@ -231,7 +243,7 @@ impl Chunk<'_> {
         let Some(mut dx) = dx else {
             for block in self.blocks() {
                 let z = self.logits(&block, space);
-                self.each_row(&block, z, seen.par_iter_mut(), |z, label, seen| {
+                self.each_row(&block, z, seen.iter_mut(), |z, label, seen| {
                     seen.add(z, label, self.soft_cap);
                 });
             }
@@ -244,7 +256,7 @@ impl Chunk<'_> {
         };
         for block in self.blocks() {
             let z = self.logits(&block, space);
-            let rows = seen.par_iter_mut().zip(sums.par_chunks_mut(d));
+            let rows = seen.iter_mut().zip(sums.chunks_mut(d));
             self.each_row(&block, z, rows, |z, label, (seen, sums)| {
                 seen.add(z, label, self.soft_cap);
                 if block.start > 0 && seen.rescale != 1.0 {
@@ -266,19 +278,18 @@ impl Chunk<'_> {
     /// derivative.
     fn input_gradient(&self, seen: &[Seen], sums: &mut [f32]) {
         let d = self.x.columns;
-        self.cpu.pool.install(|| {
-            let rows = sums.par_chunks_mut(d).zip(seen).zip(self.labels).zip(self.weights);
-            rows.for_each_init(
-                || vec![0.0; d],
-                |row, (((sums, seen), &label), &weight)| {
-                    self.w.widen(label as usize * d, row);
-                    if self.products == Products::Bf16 {
-                        row.iter_mut().for_each(|w| *w = lanes::wide(lanes::round(*w)));
-                    }
-                    vector::scale(sums, weight / seen.total);
-                    vector::axpy(-weight * slope(seen.labelled, self.soft_cap), row, sums);
-                },
-            );
+        let elements = sums.len();
+        let mut rows: Vec<_> = sums.chunks_mut(d).zip(seen).zip(self.labels).zip(self.weights).collect();
+        self.cpu.each(elements, rows.chunks_mut(rows_per_block(d)), |rows| {
+            let mut of_label = vec![0.0; d];
+            for (((sums, seen), label), weight) in rows {
+                self.w.widen(**label as usize * d, &mut of_label);
+                if self.products == Products::Bf16 {
+                    of_label.iter_mut().for_each(|w| *w = lanes::wide(lanes::round(*w)));
+                }
+                vector::scale(sums, **weight / seen.total);
+                vector::axpy(-**weight * slope(seen.labelled, self.soft_cap), &of_label, sums);
+            }
         });
     }
 
@@ -287,8 +298,9 @@ impl Chunk<'_> {
         let d = self.x.columns;
         for block in self.blocks() {
             let z = self.logits(&block, space);
-            let rows = seen.par_iter().zip(self.weights);
-            self.each_row(&block, z, rows, |z, label, (seen, &weight)| {
+            let rows = seen.iter().zip(self.weights);
+            self.each_row(&block, z, rows, |z, label, (seen, weight)| {
+                let weight = **weight;
                 let factor = weight / seen.total;
                 match self.soft_cap {
                     None => {

@@ -1,7 +1,5 @@
 //! The linear layer on the CPU: a matrix product, or rows of dot products where there are few tokens.
 
-use rayon::prelude::*;
-
 use super::{Dims, Extra, Linear, check_term, dims};
 use crate::buffer::{Floats, FloatsMut};
 use crate::cpu::gemm::{Output, View, bf16, gemm};
@@ -9,7 +7,7 @@ use crate::cpu::vector::{self, lanes};
 use crate::{Accum, Cpu, DType, Result, Tensor, shape};
 
 /// Up to this many tokens a weight is read once, in place: packing it would cost more than the product.
-const FEW_TOKENS: usize = 4;
+pub(crate) const FEW_TOKENS: usize = 4;
 /// Rows of the weight in one task of the few-token path.
 const TASK_ROWS: usize = 64;
 
@@ -158,12 +156,12 @@ impl Cpu {
     ) {
         let n = terms[0].1.columns;
         if products == Products::Bf16 {
-            return bf16::gemm(&self.pool, &self.recycler, terms, alpha, bias, accum, y);
+            return bf16::gemm(&self.team, &self.recycler, terms, alpha, bias, accum, y);
         }
         let sum = |y: &mut [f32]| {
             for (index, &(a, b)) in terms.iter().enumerate() {
                 let accum = if index == 0 { accum } else { Accum::Add };
-                gemm(&self.pool, &self.recycler, a, b, alpha, accum, Output::rows(y, n));
+                gemm(&self.team, &self.recycler, a, b, alpha, accum, Output::rows(y, n));
             }
             if let Some(bias) = bias {
                 y.chunks_exact_mut(n).for_each(|y| vector::axpy(1.0, bias, y));
@@ -221,7 +219,7 @@ impl Cpu {
                 }
             }
         };
-        self.pool.install(|| columns.par_chunks_mut(TASK_ROWS * d.t).enumerate().for_each(task));
+        self.team.map(columns.chunks_mut(TASK_ROWS * d.t).enumerate().collect(), task);
         let write = |y: &mut [f32]| {
             for (n, column) in columns.chunks_exact(d.t).enumerate() {
                 for (t, &value) in column.iter().enumerate() {

@@ -66,8 +66,8 @@ pub(super) fn pack_panels(view: &View<'_>, side: Side, panels: Range<usize>, pla
     }
 }
 
-/// The pair of two numbers.
-fn word(low: f32, high: f32) -> u32 {
+/// The pair of two numbers, each rounded.
+pub(super) fn pair_of(low: f32, high: f32) -> u32 {
     u32::from(lanes::round(low).to_bits()) | u32::from(lanes::round(high).to_bits()) << 16
 }
 
@@ -84,7 +84,7 @@ fn pack_portable(view: &View<'_>, lines: &Lines, width: usize, out: &mut [u32]) 
                 false => high.fill(0.0),
             }
             for (out, (&low, &high)) in out.iter_mut().zip(low.iter().zip(&high)) {
-                *out = word(low, high);
+                *out = pair_of(low, high);
             }
         }
     } else {
@@ -92,7 +92,7 @@ fn pack_portable(view: &View<'_>, lines: &Lines, width: usize, out: &mut [u32]) 
         for line in 0..present {
             view.data.widen(start + line * line_stride, &mut steps[..depth]);
             for (pair, out) in steps.chunks_exact(2).zip(out.chunks_exact_mut(width)) {
-                out[line] = word(pair[0], pair[1]);
+                out[line] = pair_of(pair[0], pair[1]);
             }
         }
     }

@@ -116,7 +116,7 @@ impl Forecast {
         let memory = &self.memory;
         json!({
             "weights": memory.weights, "frozen": memory.frozen, "trained": memory.trained,
-            "gradients": memory.gradients, "optimizer": memory.optimizer, "activations": memory.activations,
+            "idle": memory.idle(), "gradients": memory.gradients, "optimizer": memory.optimizer, "activations": memory.activations,
             "initialisation": memory.initialisation, "process": memory.process, "peak": memory.peak(),
             "limit": self.limit,
         })
@@ -141,6 +141,7 @@ fn memory_table(memory: &MemoryPlan, weights: &str) -> String {
         ("gradients", bytes(memory.gradients)),
         ("optimizer", bytes(memory.optimizer)),
         ("activations", bytes(memory.activations)),
+        ("kept idle", bytes(memory.idle())),
     ];
     if memory.initialisation > 0 {
         rows.push(("start", format!("{} at its largest", bytes(memory.initialisation))));

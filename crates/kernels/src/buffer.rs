@@ -265,7 +265,7 @@ impl Tensor {
 ///
 /// A training step asks for the same sizes again and again; taking fresh pages from the system for each
 /// costs more than many of the operations themselves. What is kept idle plus what is in use stays below the peak of use
-/// and an [eighth](SPARE) of it: at the peak itself, the sizes that the rest of a step wants then need not all be given
+/// and [a little](idle_bytes) more: at the peak itself, the sizes that the rest of a step wants then need not all be given
 /// back.
 #[derive(Debug, Default)]
 pub(crate) struct Recycler {
@@ -284,6 +284,14 @@ struct RecyclerState {
 /// The part of the peak, one in so many, that idle storage may take beyond it. Without it, 5 % of the processor's time went
 /// into fresh pages on a model of 32 million parameters.
 const SPARE: usize = 8;
+
+/// Where that would be more, bytes: a larger model has more to compute for each page.
+const SPARE_BYTES: usize = 32 << 20;
+
+/// Bytes that a device may keep idle beyond the peak of what is in use.
+pub fn idle_bytes(peak: usize) -> usize {
+    (peak / SPARE).min(SPARE_BYTES)
+}
 
 /// Smallest number of elements worth keeping; the system's allocator is fast below it.
 const RECYCLED_FROM: usize = 4096;
@@ -374,7 +382,8 @@ impl RecyclerState {
     }
 
     fn shrink_to_peak(&mut self) {
-        while self.live_elements + self.idle_elements > self.peak_elements + self.peak_elements / SPARE {
+        let spare = idle_bytes(size_of::<f32>() * self.peak_elements) / size_of::<f32>();
+        while self.live_elements + self.idle_elements > self.peak_elements + spare {
             let Some(&largest) = self.idle.keys().next_back() else { return };
             drop(self.pop(largest));
         }

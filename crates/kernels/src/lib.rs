@@ -55,7 +55,7 @@ mod tensor;
 mod timed;
 
 pub use accum::Accum;
-pub use buffer::{SharedBytes, allocated_bytes, allocated_bytes_of};
+pub use buffer::{SharedBytes, allocated_bytes, allocated_bytes_of, idle_bytes};
 pub use cpu::Cpu;
 pub use cpu::gemm::{product_scratch_bytes, product_scratch_bytes_of};
 pub use device::{Kernels, Memory, Usage};

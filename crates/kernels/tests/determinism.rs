@@ -5,8 +5,9 @@ mod common;
 use common::{Draw, Source, activation, weight};
 use lora_sb_kernels::{
     Accum, Activate, Activation, AdamW, AdamWStep, Attention, AttentionShape, Bias, Channel, Columns, Cpu,
-    CrossEntropy, DType, Dropout, Elementwise, Embedding, GatedActivation, LayerNorm, Linear, Mask, Memory,
-    Reduce, RmsGain, RmsNorm, Rope, RopeScaling, RopeTable, Rows, Segments, SquaredError, Tensor,
+    CrossEntropy, DType, Dropout, Elementwise, Embedding, GatedActivation, GroupLayer, LatentBackward,
+    LatentPart, LayerNorm, Linear, LinearGroup, Mask, Memory, Reduce, RmsGain, RmsNorm, Rope, RopeScaling,
+    RopeTable, Rows, Segments, SquaredError, Tensor,
 };
 
 /// Sizes that give every operation several blocks of work with a rest: T, D, N, V.
@@ -46,8 +47,9 @@ impl Record<'_> {
 
 type Operation = fn(&mut Record);
 
-const OPERATIONS: [Operation; 11] = [
+const OPERATIONS: [Operation; 12] = [
     linear,
+    linear_group,
     few_tokens,
     elements,
     rows,
@@ -80,6 +82,35 @@ fn linear(r: &mut Record) {
     let mut dw = r.tensor(&[N, D]);
     r.cpu.linear_weight_gradient(&dy, &x, 0.5, Accum::Add, &mut dw).unwrap();
     r.output("linear_weight_gradient", &dw);
+}
+
+/// Two layers of one input with latent parts, forward and backward.
+fn linear_group(r: &mut Record) {
+    const RANK: usize = 24;
+    for dtype in [DType::F32, DType::Bf16] {
+        let typed = |r: &mut Record, shape: &[usize]| {
+            let values = r.tensor(shape);
+            let mut tensor = r.cpu.empty_of(dtype, shape).unwrap();
+            r.cpu.cast(&values, &mut tensor).unwrap();
+            tensor
+        };
+        let (x, dys) = (typed(r, &[T, D]), [typed(r, &[T, N]), typed(r, &[T, N])]);
+        let weights = [r.weight(DType::Bf16, &[N, D]), r.weight(DType::F32, &[N, D])];
+        let (a, square, b) = (r.tensor(&[RANK, D]), r.tensor(&[RANK, RANK]), r.tensor(&[N, RANK]));
+        let latent = Some(LatentPart { a: &a, r: &square, b: &b, scale: 0.5 });
+        let layers = weights.each_ref().map(|weight| GroupLayer { weight, bias: None, latent });
+        let mut ys = [typed(r, &[T, N]), typed(r, &[T, N])];
+        let [first, second] = &mut ys;
+        let us = r.cpu.linear_group(&x, &layers, Accum::Replace, &mut [first, second]).unwrap();
+        let (mut dx, mut gradients) = (r.tensor(&[T, D]), [r.tensor(&[RANK, RANK]), r.tensor(&[RANK, RANK])]);
+        let parts = us.iter().flatten().zip(&mut gradients);
+        let mut latents: Vec<_> = parts.map(|(u, gradient)| Some(LatentBackward { u, gradient })).collect();
+        let dys = dys.each_ref();
+        r.cpu.linear_group_backward(&dys, &layers, &mut latents, Some((&mut dx, Accum::Add))).unwrap();
+        for tensor in ys.iter().chain(us.iter().flatten()).chain(&gradients).chain([&dx]) {
+            r.output("linear_group", tensor);
+        }
+    }
 }
 
 fn few_tokens(r: &mut Record) {

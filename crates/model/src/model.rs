@@ -154,8 +154,7 @@ impl Model {
         Ok(())
     }
 
-    /// Lets so many rows of logits exist at a time in the loss, at least 1. A model begins with as many as take 32
-    /// MiB.
+    /// Computes the loss of so many tokens together, at least 1. A model begins with as many as take 32 MiB.
     pub fn set_loss_chunk(&mut self, rows: usize) {
         self.loss_chunk = rows.max(1);
     }

@@ -134,17 +134,23 @@ fn law_no_cheaper_layout_would_have_fitted() {
     });
 }
 
-/// Few tokens and many of them labelled: the logits are the most of it.
+/// So narrow that what the loss takes of a token outweighs what its blocks take.
 #[test]
-fn rows_of_logits_are_halved_where_nothing_else_helps() {
+fn the_tokens_of_a_pass_of_the_loss_are_halved_where_nothing_else_helps() {
+    let mut narrow = architecture();
+    (narrow.hidden_size, narrow.intermediate_size, narrow.head_dim) = (24, 48, 4);
     for_each_run(|what, request| {
-        let few = BatchSize { tokens: 300, labelled: 290 };
-        let request = &MemoryRequest { train: few, evaluation: BatchSize::default(), init: None, ..*request };
+        let labelled = 290;
+        let train = BatchSize { tokens: 300, labelled };
+        let evaluation = BatchSize::default();
+        let request = &MemoryRequest { config: &narrow, train, evaluation, init: None, ..*request };
         let all = GradientCheckpointing::Fixed(Recompute::Block);
         let most = fit(request, all, None, None).unwrap();
         let limit = most.memory.peak() - 1;
         let auto = fit(request, GradientCheckpointing::Auto, None, Some(limit)).unwrap();
-        assert_eq!((auto.recompute, auto.loss_chunk), (Recompute::Block, most.loss_chunk / 2), "{what}");
+        let halved = std::iter::successors(Some(most.loss_chunk), |rows| Some(rows / 2));
+        let fewer = halved.into_iter().find(|&rows| rows < labelled).unwrap();
+        assert_eq!((auto.recompute, auto.loss_chunk), (Recompute::Block, fewer), "{what}");
         assert!(fit(request, all, Some(most.loss_chunk), Some(limit)).is_err(), "{what}");
     });
 }

@@ -240,7 +240,7 @@ fn the_backward_of_a_group_is_the_sum_of_its_layers() {
                     found.iter().map(|gradient| kernels.to_owned_f32(gradient).unwrap()).collect();
                 let mut dx = outcome(kernels, result, accum, [t, k]).0;
                 let dys: Vec<&Tensor> = dys.iter().map(|(dy, _)| dy).collect();
-                let mut run = |gradients: &mut [Tensor], dx: Option<(&mut Tensor, Accum)>| {
+                let run = |gradients: &mut [Tensor], dx: Option<(&mut Tensor, Accum)>| {
                     let parts = us.iter().zip(gradients).zip(layers);
                     let part = |((u, gradient), &(_, r))| (r > 0).then_some(LatentBackward { u, gradient });
                     let mut latents: Vec<Option<LatentBackward<'_>>> = parts.map(part).collect();

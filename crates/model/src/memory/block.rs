@@ -99,6 +99,12 @@ impl<'a> Moments<'a> {
         self.product(rows, k, n).max(weight)
     }
 
+    /// Columns of the gradients that are packed together where layers of one input, `all` columns in all and `widest` at
+    /// most, go backward: all of them in `bf16`, one layer's in `f32`.
+    fn together(&self, all: usize, widest: usize) -> usize {
+        if self.rounds() { all } else { widest }
+    }
+
     /// What the attention computes in, as if all tokens were one sequence.
     fn scores(&self) -> usize {
         let footprint = self.footprint;
@@ -233,10 +239,12 @@ impl<'a> Moments<'a> {
         let again =
             if behind && !self.rounds() { reads * self.stream(r) } else { reads * self.operand(r, d) };
         let dn = self.operand(r, d);
-        let whole = if self.holds(Projection::GateUp) { 2 * f } else { f };
-        let mut up = between + dn + again + self.gradients(r, whole, d, trained);
-        if whole > f {
-            up = up.max(between + self.operand(r, whole));
+        let fused = self.holds(Projection::GateUp);
+        let all = if matches!(self.footprint.config.feed_forward, FeedForward::Gated(_)) { 2 * f } else { f };
+        let packed = if fused { all } else { self.together(all, f) };
+        let mut up = between + dn + again + self.gradients(r, packed, d, trained);
+        if fused {
+            up = up.max(between + self.operand(r, all));
         }
 
         // What is there through the attention: input, q, k, v, o, lse and the gradient of the sum.
@@ -251,11 +259,12 @@ impl<'a> Moments<'a> {
         let delta = allocated_bytes(t * self.footprint.config.num_attention_heads);
         let attended = attention + d_o + self.heads() + self.normed_heads() + delta + self.scores();
         let whole = self.holds(Projection::QueryKeyValue);
-        let widest = if whole { self.queries() + 2 * self.keys() } else { self.queries().max(self.keys()) };
+        let all = self.queries() + 2 * self.keys();
+        let packed = if whole { all } else { self.together(all, self.queries().max(self.keys())) };
         let again = if behind { self.rounded_stream(t) } else { self.operand(t, d) };
         let gradients = self.input(input) + dy + self.heads();
         let dn = self.operand(t, d);
-        let parts = gradients + dn + reads * again + self.gradients(t, widest, d, trained);
+        let parts = gradients + dn + reads * again + self.gradients(t, packed, d, trained);
         let joined = gradients + if whole { self.heads() } else { 0 };
         let dx = if self.read.is_some() { self.stream(t) } else { 0 };
         let stream = self.input(input) + dy + dn + dx;

@@ -112,7 +112,7 @@ pub struct Footprint<'a> {
     pub config: &'a Config,
     /// What the model computes in; see [`Model::dtype`](crate::Model::dtype).
     pub dtype: DType,
-    /// Rows of logits that exist at a time; see [`Model::set_loss_chunk`](crate::Model::set_loss_chunk).
+    /// Tokens whose loss is computed together; see [`Model::set_loss_chunk`](crate::Model::set_loss_chunk).
     pub loss_chunk: usize,
 }
 

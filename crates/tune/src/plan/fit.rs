@@ -1,4 +1,4 @@
-//! The layout of a run that fits: which blocks are computed again, and how many rows of logits exist at a time.
+//! The layout of a run that fits: which blocks are computed again, and how many tokens share a pass of the loss.
 //!
 //! Tried one after another until the planned peak is within the limit, the cheapest first:
 //!
@@ -6,10 +6,11 @@
 //! |---|---|
 //! | every block keeps what its backward reads | none |
 //! | the first n blocks keep their input alone, n = 1, 2, ... | n forwards of a block more, the same bits |
-//! | all of them, and half the rows of logits, a quarter, ... | the head's weights are read more often |
+//! | all of them, and half the tokens of a pass of the loss, a quarter, ... | the head's weights are read more often |
 //!
-//! The rows come last because, of all this, they alone may show in the last bits of a loss.
+//! The tokens come last because, of all this, they alone may show in the last bits of a loss.
 
+use lora_sb_kernels::idle_bytes;
 use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Recompute, Task};
 
@@ -17,7 +18,7 @@ use super::{MemoryPlan, MemoryRequest};
 use crate::config::GradientCheckpointing;
 use crate::{Error, Result};
 
-/// The fewest rows of logits worth a pass over the head's weights.
+/// The fewest tokens worth a pass over the head's weights.
 const LEAST_ROWS: usize = 16;
 
 /// A layout that was chosen, and what it takes.
@@ -78,7 +79,10 @@ fn widen_estimate(
     let Some(plan) = request.init.filter(|_| given.is_none()).map(|size| request.estimate(size)) else {
         return given;
     };
-    let beside = |bytes: usize| bytes.saturating_sub(memory.process + memory.weights);
+    let beside = |bytes: usize| {
+        let tensors = bytes.saturating_sub(memory.process + memory.weights);
+        tensors - idle_bytes(tensors)
+    };
     let room = beside(memory.train_peak()).max(memory.initialisation);
     let blocks = plan.most_blocks_within(room.min(limit.map_or(usize::MAX, beside)));
     memory.initialisation = plan.peak_of(blocks);

@@ -6,6 +6,7 @@
 //! | initialisation from the weights | the adapter, and one weight with its factorisation's working set |
 //! | training | what is trained, with gradient and two moments; what an adapter keeps frozen; the activations of the largest micro-batch |
 //! | evaluation | the same without activations, and one block's working set of the largest batch |
+//! | any | what the device keeps idle for the next tensor ([`idle_bytes`]) |
 //!
 //! At a site an adapter keeps `u [T, r]` for its backward, DoRA `z [T, out]` besides; see
 //! [`adapter`](crate::adapter). Activations are counted in the type that the model computes in.
@@ -15,7 +16,7 @@
 //! computes attention, about 256 floats for each token of the longest sequence.
 
 use lora_sb_data::Example;
-use lora_sb_kernels::{DType, allocated_bytes, allocated_bytes_of};
+use lora_sb_kernels::{DType, allocated_bytes, allocated_bytes_of, idle_bytes};
 use lora_sb_model::memory::{self, Footprint, Trained};
 use lora_sb_model::{Config, Parameter, Projection, Recompute, Site, Storage};
 
@@ -70,7 +71,7 @@ pub struct MemoryRequest<'a> {
     pub dtype: DType,
     /// What the model keeps for its backward pass.
     pub recompute: Recompute,
-    /// Rows of logits that exist at a time; [`Footprint::new`] knows the usual number.
+    /// Tokens whose loss is computed together; [`Footprint::new`] knows the usual number.
     pub loss_chunk: usize,
     /// The largest micro-batch of training; see [`largest_micro_batch`](super::largest_micro_batch).
     pub train: BatchSize,
@@ -167,13 +168,23 @@ impl MemoryPlan {
 
     /// Bytes of the initialisation at its largest.
     pub fn init_peak(&self) -> usize {
-        self.process + self.weights + self.initialisation
+        self.process + self.weights + self.initialisation + idle_bytes(self.initialisation)
     }
 
     /// Bytes of training at its largest.
     pub fn train_peak(&self) -> usize {
+        self.process + self.weights + self.tensors() + self.idle() + self.copied
+    }
+
+    /// The device's tensors in training, the weights aside.
+    fn tensors(&self) -> usize {
         let state = self.frozen + self.trained + self.gradients + self.optimizer;
-        self.process + self.weights + state + self.copied + self.activations.max(self.evaluation)
+        state + self.activations.max(self.evaluation)
+    }
+
+    /// What the device keeps in training for its next tensors.
+    pub fn idle(&self) -> usize {
+        idle_bytes(self.tensors())
     }
 
     /// Bytes of the run at its largest.
@@ -281,7 +292,8 @@ impl Hooks<'_> {
                 }
                 Kind::Product => (product, true),
                 Kind::Magnitude => (product + self.activations(site, out), true),
-                Kind::Latent => (product + self.exact(site, rank), false),
+                // Query, key and value go together.
+                Kind::Latent => (3 * (product + self.exact(site, rank)), false),
             };
             // What is left of the input, and the gradient of that.
             let dropped = if dropout > 0.0 { 1 + usize::from(reads_input) } else { 0 };

@@ -29,17 +29,12 @@ pub(crate) fn combine<T: Copy, const N: usize>(mut parts: [T; N], join: impl Fn(
 /// The dot product of two slices of one length.
 #[inline(always)]
 pub(crate) fn dot<L: Level>(x: &[f32], y: &[f32]) -> f32 {
-    dot_of::<L, f32>(x, y, |x| x)
+    dot_of::<L, f32, f32>(x, y)
 }
 
-/// The dot product of two slices of one length, the first widened as it is read.
+/// The dot product of two slices of one length, widened as they are read.
 #[inline(always)]
-pub(crate) fn dot_bf16<L: Level>(x: &[bf16], y: &[f32]) -> f32 {
-    dot_of::<L, bf16>(x, y, wide)
-}
-
-#[inline(always)]
-fn dot_of<L: Level, T: Copy>(x: &[T], y: &[f32], wide: impl Fn(T) -> f32) -> f32 {
+pub(crate) fn dot_of<L: Level, A: Element, B: Element>(x: &[A], y: &[B]) -> f32 {
     assert_eq!(x.len(), y.len());
     let mut chains = [[0.0f32; LANES]; CHAINS];
     let (x_wide, x) = x.as_chunks::<{ LANES * CHAINS }>();
@@ -47,7 +42,8 @@ fn dot_of<L: Level, T: Copy>(x: &[T], y: &[f32], wide: impl Fn(T) -> f32) -> f32
     for (x, y) in x_wide.iter().zip(y_wide) {
         for (chain, parts) in chains.iter_mut().enumerate() {
             for (lane, part) in parts.iter_mut().enumerate() {
-                *part = fma::<L>(wide(x[chain * LANES + lane]), y[chain * LANES + lane], *part);
+                let at = chain * LANES + lane;
+                *part = fma::<L>(x[at].wide(), y[at].wide(), *part);
             }
         }
     }
@@ -59,11 +55,11 @@ fn dot_of<L: Level, T: Copy>(x: &[T], y: &[f32], wide: impl Fn(T) -> f32) -> f32
     let (y_chunks, y) = y.as_chunks::<LANES>();
     for (x, y) in x_chunks.iter().zip(y_chunks) {
         for lane in 0..LANES {
-            first[lane] = fma::<L>(wide(x[lane]), y[lane], first[lane]);
+            first[lane] = fma::<L>(x[lane].wide(), y[lane].wide(), first[lane]);
         }
     }
     for (part, (&x, &y)) in first.iter_mut().zip(x.iter().zip(y)) {
-        *part = fma::<L>(wide(x), y, *part);
+        *part = fma::<L>(x.wide(), y.wide(), *part);
     }
     combine(first, |a, b| a + b)
 }

@@ -119,13 +119,6 @@ vectorised! {
 }
 
 vectorised! {
-    /// The same with the first widened as it is read.
-    pub(crate) fn dot_bf16<L>(x: &[bf16], y: &[f32]) -> f32 {
-        lanes::dot_bf16::<L>(x, y)
-    }
-}
-
-vectorised! {
     /// The largest element; NaN if one is NaN, negative infinity if there are none.
     pub(crate) fn max<L>(x: &[f32]) -> f32 {
         lanes::max::<L>(x)

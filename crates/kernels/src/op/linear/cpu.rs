@@ -1,15 +1,14 @@
 //! The linear layer on the CPU: a matrix product, or rows of dot products where there are few tokens.
 
+use super::few::Term;
 use super::{Dims, Extra, Linear, check_term, dims};
-use crate::buffer::{Floats, FloatsMut};
+use crate::buffer::FloatsMut;
 use crate::cpu::gemm::{Output, View, bf16, gemm};
-use crate::cpu::vector::{self, lanes};
+use crate::cpu::vector;
 use crate::{Accum, Cpu, DType, Result, Tensor, shape};
 
 /// Up to this many tokens a weight is read once, in place: packing it would cost more than the product.
 pub(crate) const FEW_TOKENS: usize = 4;
-/// Rows of the weight in one task of the few-token path.
-const TASK_ROWS: usize = 64;
 
 /// The arithmetic of a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,7 +34,7 @@ impl Linear for Cpu {
         let products = Products::of(&[x]);
         let (x, w, y) = (x.floats(op, "x")?, w.floats(op, "w")?, y.floats_mut(op, "y")?);
         if d.is_few() {
-            self.linear_few(products, d, x, w, alpha, accum, y);
+            self.linear_few(products, (d.t, d.n), &[Term { x, w, k: d.k }], alpha, None, accum, y);
         } else {
             let terms = [(View::rows(x, 0, d.t, d.k, d.k), View::rows(w, 0, d.n, d.k, d.k).transposed())];
             self.product(products, &terms, alpha, None, accum, y);
@@ -69,20 +68,16 @@ impl Linear for Cpu {
             }
             None => None,
         };
-        let (x, w, mut y) = (x.floats(op, "x")?, w.floats(op, "w")?, y.floats_mut(op, "y")?);
-        if !d.is_few() {
+        let (x, w, y) = (x.floats(op, "x")?, w.floats(op, "w")?, y.floats_mut(op, "y")?);
+        if d.is_few() {
+            let mut terms = vec![Term { x, w, k: d.k }];
+            terms.extend(thin.map(|(h, b, r)| Term { x: h, w: b, k: r }));
+            self.linear_few(products, (d.t, d.n), &terms, 1.0, bias, accum, y);
+        } else {
             let of = |x, w, k| (View::rows(x, 0, d.t, k, k), View::rows(w, 0, d.n, k, k).transposed());
             let mut terms = vec![of(x, w, d.k)];
             terms.extend(thin.map(|(h, b, r)| of(h, b, r)));
             self.product(products, &terms, 1.0, bias, accum, y);
-            return Ok(());
-        }
-        self.linear_few(products, d, x, w, 1.0, accum, y.reborrow());
-        if let Some((h, b, r)) = thin {
-            self.linear_few(products, Dims { k: r, ..d }, h, b, 1.0, Accum::Add, y.reborrow());
-        }
-        if let Some(bias) = bias {
-            y.update(|y| y.chunks_exact_mut(d.n).for_each(|y| vector::axpy(1.0, bias, y)));
         }
         Ok(())
     }
@@ -178,61 +173,6 @@ impl Cpu {
                 sum(space);
                 vector::narrow(space, y);
             }
-        }
-    }
-
-    /// `y (+)= alpha x W^T` for a few tokens, as a generated token needs it: bound by reading W once.
-    fn linear_few(
-        &self,
-        products: Products,
-        d: Dims,
-        x: Floats<'_>,
-        w: Floats<'_>,
-        alpha: f32,
-        accum: Accum,
-        y: FloatsMut<'_>,
-    ) {
-        let mut space = Vec::new();
-        let x = x.widened(&mut space);
-        let mut columns = self.recycler.take(d.n * d.t); // [N, T]
-        let columns = columns.as_mut_slice();
-        let task = |(task, out): (usize, &mut [f32])| {
-            let mut widened = vec![0.0f32; d.k];
-            for (i, out) in out.chunks_exact_mut(d.t).enumerate() {
-                let start = (task * TASK_ROWS + i) * d.k;
-                if let (Floats::Bf16(w), 1) = (w, d.t) {
-                    out[0] = alpha * vector::dot_bf16(&w[start..start + d.k], x);
-                    continue;
-                }
-                let row = match (w, products) {
-                    (Floats::F32(values), Products::F32) => &values[start..start + d.k],
-                    _ => {
-                        w.widen(start, &mut widened);
-                        if products == Products::Bf16 {
-                            widened.iter_mut().for_each(|w| *w = lanes::wide(lanes::round(*w)));
-                        }
-                        &widened[..]
-                    }
-                };
-                for (out, x) in out.iter_mut().zip(x.chunks_exact(d.k)) {
-                    *out = alpha * vector::dot(row, x);
-                }
-            }
-        };
-        self.team.map(columns.chunks_mut(TASK_ROWS * d.t).enumerate().collect(), task);
-        let write = |y: &mut [f32]| {
-            for (n, column) in columns.chunks_exact(d.t).enumerate() {
-                for (t, &value) in column.iter().enumerate() {
-                    match accum {
-                        Accum::Replace => y[t * d.n + n] = value,
-                        Accum::Add => y[t * d.n + n] += value,
-                    }
-                }
-            }
-        };
-        match accum {
-            Accum::Replace => y.replace(write),
-            Accum::Add => y.update(write),
         }
     }
 }

@@ -2,6 +2,10 @@
 
 use std::marker::PhantomData;
 
+/// Bytes that a processor fetches together.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
+
 /// An exclusively borrowed array of rows, `stride` elements apart.
 pub(crate) struct Output<'a, T = f32> {
     start: *mut T,
@@ -51,6 +55,17 @@ impl<T> SharedRows<'_, T> {
         assert!(offset < self.0.length, "element {offset} of {}", self.0.length);
         // SAFETY: the offset has just been checked.
         unsafe { self.0.start.add(offset) }
+    }
+
+    /// Asks for the memory of the elements `offset..offset + length`; changes nothing.
+    pub(crate) fn fetch(&self, offset: usize, length: usize) {
+        assert!(offset + length <= self.0.length, "elements {offset} + {length} of {}", self.0.length);
+        #[cfg(target_arch = "x86_64")]
+        for element in (0..length).step_by(LINE / size_of::<T>()).chain(length.checked_sub(1)) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch reads nothing that the program sees and cannot fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.start.wrapping_add(offset + element).cast()) };
+        }
     }
 
     /// The elements `offset..offset + length`.

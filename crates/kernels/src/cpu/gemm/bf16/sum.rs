@@ -144,10 +144,27 @@ impl Sum<'_> {
                         segments.push(Segment { pairs: a.pairs, a: a.panel(p).as_ptr(), b: b.as_ptr() });
                         b = &b[a.pairs * columns..];
                     }
+                    self.fetch(micro, p * rows, q * columns);
                     // SAFETY: the panels hold `pairs` steps of `rows` and `columns` words, as the kernel reads.
                     unsafe { run(&segments, &mut tile) };
                     self.store(micro, &tile, p * rows, q * columns);
                 }
+            }
+        }
+    }
+
+    /// Has the part of C that a tile is added to on its way while the tile is computed: its rows are far apart, where no
+    /// processor looks ahead, and what is added to has long left the caches.
+    fn fetch(&self, micro: Micro, row: usize, column: usize) {
+        if self.accum == Accum::Replace {
+            return;
+        }
+        let (height, width) = (micro.rows.min(self.rows - row), micro.columns.min(self.columns - column));
+        let from = |i: usize| (self.first_row + row + i) * self.columns + column;
+        for i in 0..height {
+            match self.c {
+                Rows::F32(c) => c.fetch(from(i), width),
+                Rows::Bf16(c) => c.fetch(from(i), width),
             }
         }
     }

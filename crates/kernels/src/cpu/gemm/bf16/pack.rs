@@ -218,6 +218,12 @@ mod x86 {
         ((1u32 << count) - 1) as u16
     }
 
+    /// Steps from the one that is packed to the one that is fetched: rows a page apart are found by no processor's own
+    /// looking ahead.
+    const AHEAD: usize = 16;
+    /// Bytes that a processor fetches together.
+    const LINE: usize = 64;
+
     /// Lines that are contiguous across: steps 2p and 2p + 1 side by side.
     ///
     /// # Safety
@@ -228,6 +234,12 @@ mod x86 {
         let Place { width, panel_words, .. } = place;
         for pair in 0..depth.div_ceil(2) {
             let row = values.wrapping_add(start + 2 * pair * step_stride);
+            for step in [AHEAD, AHEAD + 1] {
+                let ahead = row.wrapping_add(step * step_stride);
+                for line in (0..present).step_by(LINE / size_of::<T>()).chain([present - 1]) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line).cast());
+                }
+            }
             for panel in 0..present.div_ceil(width) {
                 for base in (0..width).step_by(16) {
                     // SAFETY: the mask holds present lines alone, and the second step is read where it is there;

@@ -5,9 +5,12 @@ use lora_sb_kernels::{Accum, DType, GroupLayer, Kernels, LatentBackward, LatentP
 
 use crate::common::{BF16_EPS, Draw, activation, close, devices, magnitudes, rounded, sum_error, widen};
 
-/// (T, K, [(N, r)]): a rank of 0 is a layer without a latent part. Few tokens, tiles and their edges, more rows than are
-/// packed at a time, ranks beyond a panel and beyond what registers hold.
-const CASES: [(usize, usize, &[(usize, usize)]); 7] = [
+/// N, and r: 0 for a layer without a latent part.
+type Sizes = (usize, usize);
+
+/// T, K, and the layers. Few tokens, tiles and their edges, more rows than are packed at a time, ranks beyond a panel and
+/// beyond what registers hold.
+const CASES: [(usize, usize, &[Sizes]); 7] = [
     (1, 7, &[(5, 2)]),
     (3, 33, &[(17, 3), (4, 0)]),
     (5, 65, &[(33, 7), (70, 0), (8, 16)]),

@@ -137,12 +137,11 @@ impl Group<'_> {
         let open: Vec<OpenRows<'_>> = packed.iter_mut().map(PackedRows::open).collect();
         let open_factors: Vec<_> = factors.iter_mut().map(Factors::open).collect();
         let first = if with_factors { self.latents.len() } else { 0 };
-        spread.each(first + panels * views.len(), |task| {
-            // SAFETY: each factor and each panel is one task's.
-            match task.checked_sub(first) {
-                None => unsafe { open_factors[task].fill(micro, &self.latents[task]) },
-                Some(task) => unsafe { open[task / panels].pack(&views[task / panels], task % panels) },
-            }
+        spread.each(first + panels * views.len(), |task| match task.checked_sub(first) {
+            // SAFETY: each factor is one task's.
+            None => unsafe { open_factors[task].fill(micro, &self.latents[task]) },
+            // SAFETY: each panel is one task's.
+            Some(task) => unsafe { open[task / panels].pack(&views[task / panels], task % panels) },
         });
         drop(open);
         packed
@@ -334,7 +333,7 @@ impl<'a> Gradient<'a> {
         let rank = latent.rank();
         let SquareGradient { other, scale, gradient } = latent.gradient.as_mut()?;
         let part = first * rank..(first + rows) * rank;
-        let out = Output::rows(&mut **gradient, rank.max(1)).share();
+        let out = Output::rows(gradient, rank.max(1)).share();
         Some(Gradient { u: &latent.u[part.clone()], other: &other[part], scale: *scale, rank, out })
     }
 

@@ -6,7 +6,7 @@ use super::latent::{Factors, GRADIENT_ROWS, Latent, SquareGradient, square_gradi
 use super::micro::Micro;
 use super::rows::{OpenRows, PackedRows};
 use super::sum::{Rows, Sum, Tasks};
-use super::{CHUNK_ROWS, SERIAL_BELOW, TASKS};
+use super::{SERIAL_BELOW, TASKS, chunk_rows};
 use crate::Accum;
 use crate::buffer::{FloatsMut, Recycler};
 use crate::cpu::gemm::pack::View;
@@ -41,14 +41,17 @@ pub(crate) struct Group<'a> {
     pub(crate) targets: Vec<Target<'a>>,
 }
 
-/// How tasks are spread.
+/// What products are computed with.
 #[derive(Clone, Copy)]
-struct Spread<'a> {
+struct Machine<'a> {
+    micro: Micro,
     team: &'a Team,
+    recycler: &'a Arc<Recycler>,
+    /// Whether the work is too little to wake others for.
     serial: bool,
 }
 
-impl Spread<'_> {
+impl Machine<'_> {
     fn each(self, count: usize, work: impl Fn(usize) + Send + Sync) {
         if self.serial { (0..count).for_each(work) } else { self.team.each(count, work) }
     }
@@ -65,17 +68,18 @@ impl Group<'_> {
             return;
         }
         let serial = self.multiplications() < SERIAL_BELOW || team.threads() == 1;
-        let spread = Spread { team, serial };
+        let machine = Machine { micro, team, recycler, serial };
         let mut factors: Vec<Factors> =
             self.latents.iter().map(|latent| latent.room(recycler, micro)).collect();
         let targets: Vec<_> = std::mem::take(&mut self.targets).into_iter().map(Open::of).collect();
-        for first in (0..m).step_by(CHUNK_ROWS) {
-            let rows = first..m.min(first + CHUNK_ROWS);
+        let chunk = chunk_rows(micro, m);
+        for first in (0..m).step_by(chunk) {
+            let rows = first..m.min(first + chunk);
             let views: Vec<View<'_>> =
                 self.operands.iter().map(|view| view.some_rows(rows.start, rows.len())).collect();
-            let operands = self.pack(micro, spread, recycler, &views, &mut factors, first == 0);
-            let thin = self.thin(micro, spread, recycler, (first, rows.len()), &operands, &factors, &targets);
-            self.multiply(micro, spread, recycler, (first, rows.len()), &operands, &thin, &targets);
+            let operands = self.pack(machine, &views, &mut factors, first == 0);
+            let thin = self.thin(machine, (first, rows.len()), &operands, &factors, &targets);
+            self.multiply(machine, (first, rows.len()), &operands, &thin, &targets);
         }
     }
 
@@ -124,22 +128,20 @@ impl Group<'_> {
     #[expect(unsafe_code, reason = "panels are packed by several tasks")]
     fn pack(
         &self,
-        micro: Micro,
-        spread: Spread<'_>,
-        recycler: &Arc<Recycler>,
+        machine: Machine<'_>,
         views: &[View<'_>],
         factors: &mut [Factors],
         with_factors: bool,
     ) -> Vec<PackedRows> {
-        let room = |view: &View<'_>| PackedRows::room(recycler, micro, view.rows, view.columns);
+        let room = |view: &View<'_>| PackedRows::room(machine.recycler, machine.micro, view.rows, view.columns);
         let mut packed: Vec<PackedRows> = views.iter().map(room).collect();
         let panels = packed.first().map_or(0, PackedRows::panels);
         let open: Vec<OpenRows<'_>> = packed.iter_mut().map(PackedRows::open).collect();
         let open_factors: Vec<_> = factors.iter_mut().map(Factors::open).collect();
         let first = if with_factors { self.latents.len() } else { 0 };
-        spread.each(first + panels * views.len(), |task| match task.checked_sub(first) {
+        machine.each(first + panels * views.len(), |task| match task.checked_sub(first) {
             // SAFETY: each factor is one task's.
-            None => unsafe { open_factors[task].fill(micro, &self.latents[task]) },
+            None => unsafe { open_factors[task].fill(machine.micro, &self.latents[task]) },
             // SAFETY: each panel is one task's.
             Some(task) => unsafe { open[task / panels].pack(&views[task / panels], task % panels) },
         });
@@ -151,9 +153,7 @@ impl Group<'_> {
     #[expect(unsafe_code, reason = "panels are written by several tasks")]
     fn thin(
         &mut self,
-        micro: Micro,
-        spread: Spread<'_>,
-        recycler: &Arc<Recycler>,
+        machine: Machine<'_>,
         (first, rows): (usize, usize),
         operands: &[PackedRows],
         factors: &[Factors],
@@ -161,7 +161,7 @@ impl Group<'_> {
     ) -> Vec<Option<PackedRows>> {
         let read = |index: usize| targets.iter().any(|target| target.reads(Source::Latent(index)));
         let room = |(index, latent): (usize, &Latent<'_>)| {
-            read(index).then(|| PackedRows::room(recycler, micro, rows, latent.rank()))
+            read(index).then(|| PackedRows::room(machine.recycler, machine.micro, rows, latent.rank()))
         };
         let mut thin: Vec<Option<PackedRows>> = self.latents.iter().enumerate().map(room).collect();
         let count = self.latents.len();
@@ -180,13 +180,13 @@ impl Group<'_> {
                 Output::rows(&mut latent.u[first * r..(first + rows) * r], r.max(1)).share()
             })
             .collect();
-        spread.each(count * operands[0].panels(), |task| {
+        machine.each(count * operands[0].panels(), |task| {
             let (panel, index) = (task / count, task % count);
             let (operand, scale) = parts[index];
             // SAFETY: each pair of a latent part and a panel is one task's.
             unsafe {
                 factors[index].panel(
-                    micro,
+                    machine.micro,
                     scale,
                     &operands[operand],
                     panel,
@@ -203,9 +203,7 @@ impl Group<'_> {
     #[expect(unsafe_code, reason = "rows of a gradient are written by several tasks")]
     fn multiply(
         &mut self,
-        micro: Micro,
-        spread: Spread<'_>,
-        recycler: &Arc<Recycler>,
+        machine: Machine<'_>,
         (first_row, rows): (usize, usize),
         operands: &[PackedRows],
         thin: &[Option<PackedRows>],
@@ -214,7 +212,7 @@ impl Group<'_> {
         let sums: Vec<Sum<'_>> =
             targets.iter().map(|target| target.sum((first_row, rows), operands, thin)).collect();
         let at_least = TASKS.div_ceil(sums.len().max(1));
-        let tasks: Vec<Tasks> = sums.iter().map(|sum| sum.tasks(micro, at_least)).collect();
+        let tasks: Vec<Tasks> = sums.iter().map(|sum| sum.tasks(machine.micro, at_least)).collect();
         let gradients: Vec<Gradient<'_>> =
             self.latents.iter_mut().filter_map(|latent| Gradient::of(latent, (first_row, rows))).collect();
         let mut work: Vec<(Work, usize)> = Vec::new();
@@ -224,21 +222,22 @@ impl Group<'_> {
         for (index, gradient) in gradients.iter().enumerate() {
             work.extend((0..gradient.rank.div_ceil(GRADIENT_ROWS)).map(|task| (Work::Gradient(index), task)));
         }
-        spread.each(work.len(), |at| match work[at] {
-            (Work::Sum(index), task) => sums[index].run(micro, &tasks[index], task, recycler),
+        machine.each(work.len(), |at| match work[at] {
+            (Work::Sum(index), task) => {
+                sums[index].run(machine.micro, &tasks[index], task, machine.recycler);
+            }
             // SAFETY: each block of rows is one task's.
             (Work::Gradient(index), task) => unsafe { gradients[index].run(task) },
         });
     }
 }
 
-/// The sum of one target's rows, at a time when the panels of others are at hand: what a product is that packs its A
-/// once and reads it several times.
+/// The rows `view [M, K]` in panels, for products that read them one after another.
 pub(crate) fn pack_rows(team: &Team, recycler: &Arc<Recycler>, view: View<'_>) -> PackedRows {
     let micro = Micro::detect();
     let serial = view.rows * view.columns < SERIAL_BELOW / 64 || team.threads() == 1;
     let group = Group { operands: vec![view], latents: Vec::new(), targets: Vec::new() };
-    let mut packed = group.pack(micro, Spread { team, serial }, recycler, &[view], &mut [], false);
+    let mut packed = group.pack(Machine { micro, team, recycler, serial }, &[view], &mut [], false);
     packed.swap_remove(0)
 }
 
@@ -269,7 +268,7 @@ impl PackedRows {
             c: &c,
         };
         let tasks = sum.tasks(micro, TASKS);
-        Spread { team, serial }.each(tasks.count(), |task| sum.run(micro, &tasks, task, recycler));
+        Machine { micro, team, recycler, serial }.each(tasks.count(), |task| sum.run(micro, &tasks, task, recycler));
     }
 }
 

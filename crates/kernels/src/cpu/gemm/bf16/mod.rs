@@ -1,7 +1,7 @@
 //! Matrix products of `bf16` with `f32` sums: `C (+)= alpha sum of A B + bias`, several products into one result and
 //! several results of the same operands.
 //!
-//! A is packed once for all threads, [`CHUNK_ROWS`] rows at a time, B panel by panel by the thread that needs it. A
+//! A is packed once for all threads, [`CHUNK_ROWS`] rows at a time at most, B panel by panel by the thread that needs it. A
 //! tile's sums stay in registers over the whole depth of all terms, so C is touched once, whatever its type: at 28 cycles
 //! for a step of 128 + 56 bytes the caches keep up without blocking the depth. Every element is one sum in one order,
 //! whatever the number of threads and whatever rows stand beside it.
@@ -28,9 +28,14 @@ pub(crate) use group::{Group, Source, Target, pack_rows};
 pub(crate) use latent::{Latent, Square, SquareGradient};
 pub(crate) use rows::PackedRows;
 
-/// Rows of A that are packed at a time: a whole number of panels of every micro-kernel, and enough for B's packing and
-/// for waking the threads to be little beside the product.
-const CHUNK_ROWS: usize = 2016;
+/// Rows of A that are packed at a time, at most: enough for B's packing and for calling the threads together to be little
+/// beside the product.
+const CHUNK_ROWS: usize = 2688;
+
+/// Rows of each chunk of M: as equal as whole panels allow, since a small last one would pack all of B for a few rows.
+fn chunk_rows(micro: Micro, m: usize) -> usize {
+    m.div_ceil(m.div_ceil(CHUNK_ROWS).max(1)).next_multiple_of(micro.rows).max(micro.rows)
+}
 
 /// Tasks that a product is cut into at least, where it can be, so that several threads have work.
 const TASKS: usize = 12;
@@ -77,8 +82,9 @@ pub(crate) fn packed_bytes(rows: usize, columns: usize) -> usize {
 
 /// Bytes that [`gemm`] takes beside operands and result, for one term `[M, K]`, `[K, N]`.
 pub(crate) fn scratch_bytes(m: usize, n: usize, k: usize, threads: usize) -> usize {
-    let rows = m.min(CHUNK_ROWS);
-    packed_bytes(rows, k) + threads * sum::panel_bytes(Micro::detect(), rows, n, k.div_ceil(2), TASKS)
+    let micro = Micro::detect();
+    let rows = m.min(chunk_rows(micro, m));
+    packed_bytes(rows, k) + threads * sum::panel_bytes(micro, rows, n, k.div_ceil(2), TASKS)
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use crate::cpu::gemm::pack::{Side, View};
 use crate::cpu::gemm::{Output, SharedRows};
 use crate::cpu::vector::{lanes, vectorised};
 
-/// Rows of A in one task: enough to pay for packing a panel of B.
-const TASK_ROWS: usize = 1024;
+/// Rows of A in one task, at most: a panel of B is packed once for all of them.
+const TASK_ROWS: usize = 2688;
 /// Bytes of B's panels in one task, which stay in the second-level cache while all rows pass by.
 const TASK_PANEL_BYTES: usize = 192 << 10;
 /// Panels of B that are packed together where its rows run across them: a row's part is read once, from one page.

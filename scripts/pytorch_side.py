@@ -66,12 +66,19 @@ class Latent(nn.Module):
 def load(a, labels):
     transformers.logging.set_verbosity_error()
     dtype = torch.bfloat16 if a.dtype == "bf16" else torch.float32
-    options = dict(dtype=dtype, attn_implementation=a.attention) if a.attention else dict(dtype=dtype)
+    config = transformers.AutoConfig.from_pretrained(a.model)
+    # Our side has no dropout inside the model, so that both compute the same.
+    for name, value in vars(config).items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    options = dict(config=config, dtype=dtype)
+    options |= dict(attn_implementation=a.attention) if a.attention else {}
     if labels is None:
         model = transformers.AutoModelForCausalLM.from_pretrained(a.model, **options)
     else:
+        config.num_labels = labels
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            a.model, num_labels=labels, ignore_mismatched_sizes=True, **options
+            a.model, ignore_mismatched_sizes=True, **options
         )
     model.config.use_cache = False
     return model.train()

@@ -30,7 +30,7 @@ pub trait CrossEntropy {
     /// x `[N, D]`, w `[V, D]` in any floating type, labels `[N]` of u32, weights `[N]` (1 over the number of
     /// labelled tokens for a mean), dx `[N, D]` (replaced), dw `[V, D]` (added to). `soft_cap`, a positive
     /// number, bounds the logits. At most `chunk_rows` rows
-    /// of logits exist at a time: the loss and dx do not depend on it, dw by no more than its rounding.
+    /// are computed together: the loss and dx do not depend on it, dw by no more than its rounding.
     ///
     /// x and dx are `f32` or `bf16`, dw is `f32`. Where x is `bf16`, the products are those of `bf16`
     /// ([`Linear`](crate::Linear)), the logits and the loss are `f32`, and what multiplies w or x behind the softmax is

@@ -133,7 +133,8 @@ impl Group<'_> {
         factors: &mut [Factors],
         with_factors: bool,
     ) -> Vec<PackedRows> {
-        let room = |view: &View<'_>| PackedRows::room(machine.recycler, machine.micro, view.rows, view.columns);
+        let room =
+            |view: &View<'_>| PackedRows::room(machine.recycler, machine.micro, view.rows, view.columns);
         let mut packed: Vec<PackedRows> = views.iter().map(room).collect();
         let panels = packed.first().map_or(0, PackedRows::panels);
         let open: Vec<OpenRows<'_>> = packed.iter_mut().map(PackedRows::open).collect();
@@ -268,7 +269,8 @@ impl PackedRows {
             c: &c,
         };
         let tasks = sum.tasks(micro, TASKS);
-        Machine { micro, team, recycler, serial }.each(tasks.count(), |task| sum.run(micro, &tasks, task, recycler));
+        Machine { micro, team, recycler, serial }
+            .each(tasks.count(), |task| sum.run(micro, &tasks, task, recycler));
     }
 }
 

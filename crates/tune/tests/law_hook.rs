@@ -189,7 +189,21 @@ fn slope(at: &DMatrix<f64>, direction: &DMatrix<f64>, f: impl Fn(&DMatrix<f64>) 
     (f(&(at + direction)) - f(&(at - direction))) / 2.0
 }
 
+/// How the model hands a layer to the hook.
+#[derive(Clone, Copy, Debug)]
+enum Entry {
+    Alone,
+    /// As the only layer that reads its input: the feed-forward layer of an encoder.
+    GroupOfOne,
+}
+
 fn check(case: &Case, what: &str) {
+    for entry in [Entry::Alone, Entry::GroupOfOne] {
+        check_by(case, entry, &format!("{what}, {entry:?}"));
+    }
+}
+
+fn check_by(case: &Case, entry: Entry, what: &str) {
     let kernels = cpu();
     let kernels = kernels.as_ref();
     let (t, out, input) = case.sizes();
@@ -207,7 +221,12 @@ fn check(case: &Case, what: &str) {
     // Into a tensor of its own, and onto what a residual stream holds.
     for (accum, before) in [(Accum::Add, stream.clone()), (Accum::Replace, DMatrix::zeros(t, out))] {
         let mut y = upload(kernels, &stream, &[t, out]);
-        saved = Some(adapter.forward(kernels, layer, &x, accum, &mut y).unwrap());
+        saved = match entry {
+            Entry::Alone => Some(adapter.forward(kernels, layer, &x, accum, &mut y).unwrap()),
+            Entry::GroupOfOne => {
+                adapter.forward_group(kernels, &[layer], &x, accum, &mut [&mut y]).unwrap().pop()
+            }
+        };
         let off = (download(kernels, &y, (t, out)) - before - &expected).amax();
         assert!(off <= tolerance, "{what}: {accum:?}: the output is off by {off:.2e} of {tolerance:.2e}");
     }
@@ -218,7 +237,14 @@ fn check(case: &Case, what: &str) {
     // What other layers have put there.
     let mut dx = upload(kernels, &before, &[t, input]);
     let x_again = adapter.needs_input(case.site).then_some(&x);
-    adapter.backward(kernels, layer, saved, x_again, &dy_device, Some((&mut dx, Accum::Add))).unwrap();
+    let dx_out = Some((&mut dx, Accum::Add));
+    match entry {
+        Entry::Alone => adapter.backward(kernels, layer, saved, x_again, &dy_device, dx_out),
+        Entry::GroupOfOne => {
+            adapter.backward_group(kernels, &[layer], vec![saved], x_again, &[&dy_device], dx_out)
+        }
+    }
+    .unwrap();
 
     let compare = |name: &str, gradient: &DMatrix<f64>, direction: &DMatrix<f64>, slope: f64| {
         let found = gradient.dot(direction);

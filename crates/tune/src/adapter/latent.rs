@@ -68,6 +68,43 @@ impl Latent {
         let gradients = sites.iter().map(zeros).collect::<Result<_>>()?;
         Ok(Latent { scale, dropout: InputDropout::new(dropout), sites, gradients })
     }
+
+    /// [`LinearHook::forward_group`] where nothing is dropped of what the adapted layers read.
+    fn forward_together(
+        &self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        x: &Tensor,
+        accum: Accum,
+        ys: &mut [&mut Tensor],
+    ) -> Result<Vec<SiteSaved>> {
+        let us = kernels.linear_group(x, &group(&self.sites, self.scale, layers), accum, ys)?;
+        Ok(us.into_iter().map(|u| SiteSaved(Vec::from_iter(u))).collect())
+    }
+
+    /// [`LinearHook::backward_group`] of the same.
+    fn backward_together(
+        &mut self,
+        kernels: &dyn Kernels,
+        layers: &[Layer<'_>],
+        saved: Vec<SiteSaved>,
+        dys: &[&Tensor],
+        dx: Option<(&mut Tensor, Accum)>,
+    ) -> Result<()> {
+        let mut us = BTreeMap::new();
+        for (layer, saved) in layers.iter().zip(saved) {
+            if self.sites.contains_key(&layer.site) {
+                us.insert(layer.site, saved_product("latent adapter", saved)?); // [T, r]
+            }
+        }
+        let mut gradients: BTreeMap<_, _> = self.gradients.iter_mut().collect();
+        let mut latents = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let u_and_gradient = us.get(&layer.site).zip(gradients.remove(&layer.site));
+            latents.push(u_and_gradient.map(|(u, gradient)| LatentBackward { u, gradient }));
+        }
+        kernels.linear_group_backward(dys, &group(&self.sites, self.scale, layers), &mut latents, dx)
+    }
 }
 
 /// The layers with the latent parts of those that are adapted.
@@ -90,7 +127,7 @@ impl LinearHook for Latent {
             false => None,
         };
         let (Some(dropped), Some(LatentSite { a, b, r, .. })) = (dropped, self.sites.get(&layer.site)) else {
-            let mut saved = self.forward_group(kernels, &[layer], x, accum, &mut [y])?;
+            let mut saved = self.forward_together(kernels, &[layer], x, accum, &mut [y])?;
             return Ok(saved.pop().unwrap_or_default());
         };
         let shape = [x.shape()[0], r.shape()[0]]; // [T, r]
@@ -110,11 +147,10 @@ impl LinearHook for Latent {
         accum: Accum,
         ys: &mut [&mut Tensor],
     ) -> Result<Vec<SiteSaved>> {
-        if self.dropout.drops() && layers.len() > 1 {
-            return hook::forward_each(self, kernels, layers, x, accum, ys);
+        match self.dropout.drops() {
+            true => hook::forward_each(self, kernels, layers, x, accum, ys),
+            false => self.forward_together(kernels, layers, x, accum, ys),
         }
-        let us = kernels.linear_group(x, &group(&self.sites, self.scale, layers), accum, ys)?;
-        Ok(us.into_iter().map(|u| SiteSaved(Vec::from_iter(u))).collect())
     }
 
     fn needs_input(&self, _site: Site) -> bool {
@@ -126,12 +162,12 @@ impl LinearHook for Latent {
         kernels: &dyn Kernels,
         layer: Layer<'_>,
         saved: SiteSaved,
-        x: Option<&Tensor>,
+        _: Option<&Tensor>,
         dy: &Tensor,
         dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
         if !self.dropout.drops() || !self.sites.contains_key(&layer.site) {
-            return self.backward_group(kernels, &[layer], vec![saved], x, &[dy], dx);
+            return self.backward_together(kernels, &[layer], vec![saved], &[dy], dx);
         }
         let (site, gradient) = (self.sites.get(&layer.site), self.gradients.get_mut(&layer.site));
         let Some((LatentSite { a, b, r }, gradient)) = site.zip(gradient) else { return Ok(()) };
@@ -156,22 +192,10 @@ impl LinearHook for Latent {
         dys: &[&Tensor],
         dx: Option<(&mut Tensor, Accum)>,
     ) -> Result<()> {
-        if self.dropout.drops() && layers.len() > 1 {
-            return hook::backward_each(self, kernels, layers, saved, x, dys, dx);
+        match self.dropout.drops() {
+            true => hook::backward_each(self, kernels, layers, saved, x, dys, dx),
+            false => self.backward_together(kernels, layers, saved, dys, dx),
         }
-        let mut us = BTreeMap::new();
-        for (layer, saved) in layers.iter().zip(saved) {
-            if self.sites.contains_key(&layer.site) {
-                us.insert(layer.site, saved_product("latent adapter", saved)?); // [T, r]
-            }
-        }
-        let mut gradients: BTreeMap<_, _> = self.gradients.iter_mut().collect();
-        let mut latents = Vec::with_capacity(layers.len());
-        for layer in layers {
-            let u_and_gradient = us.get(&layer.site).zip(gradients.remove(&layer.site));
-            latents.push(u_and_gradient.map(|(u, gradient)| LatentBackward { u, gradient }));
-        }
-        kernels.linear_group_backward(dys, &group(&self.sites, self.scale, layers), &mut latents, dx)
     }
 }
 

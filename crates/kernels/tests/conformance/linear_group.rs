@@ -293,5 +293,25 @@ fn an_operand_of_another_shape_is_refused_by_name() {
         ] {
             assert!(message.contains("linear_group") && message.contains(named), "{message}");
         }
+        let plain = GroupLayer { weight: &weight, bias: None, latent: None };
+        let (nothing, empty) = (zeros([0, 0]), [zeros([0, 3]), zeros([4, 0])]);
+        let latent = Some(LatentPart { a: &empty[0], r: &nothing, b: &empty[1], scale: 1.0 });
+        let ranked = GroupLayer { latent, ..plain };
+        let (mut y, dy) = (zeros([6, 4]), zeros([6, 4]));
+        let no_y = kernels.linear_group(&x, &[plain], Accum::Replace, &mut []);
+        let no_rank = kernels.linear_group(&x, &[ranked], Accum::Replace, &mut [&mut y]);
+        let no_entry = kernels.linear_group_backward(&[&dy], &[plain], &mut [], None);
+        let latent = Some(LatentPart { a: &a, r: &square, b: &b, scale: 1.0 });
+        let adapted = GroupLayer { latent, ..plain };
+        let no_gradient = kernels.linear_group_backward(&[&dy], &[adapted], &mut [None], None);
+        for (result, named) in [
+            (no_y.map(|_| ()), "0 ys for 1 layers"),
+            (no_rank.map(|_| ()), "rank 0"),
+            (no_entry, "0 latents for 1 layers"),
+            (no_gradient, "u and dR"),
+        ] {
+            let message = result.unwrap_err().to_string();
+            assert!(message.contains(named), "{message}");
+        }
     }
 }

@@ -11,7 +11,7 @@
 mod composed;
 pub(crate) mod cpu;
 
-use crate::{Accum, Linear, Memory, Result, Tensor, shape};
+use crate::{Accum, Error, Linear, Memory, Result, Tensor, shape};
 
 /// One of the layers.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +88,7 @@ pub trait LinearGroup: Linear + Memory {
 fn check(x: &Tensor, layers: &[GroupLayer<'_>], ys: &[&mut Tensor]) -> Result<()> {
     let op = "linear_group";
     let (t, k) = shape::matrix(op, "x", x)?;
-    assert_eq!(layers.len(), ys.len(), "linear_group: one y for each layer");
+    check_count(op, "ys", ys.len(), layers.len())?;
     for (layer, y) in layers.iter().zip(ys) {
         let n = check_layer(op, layer, k)?;
         shape::expect(op, "y", y, &[("T", t), ("N", n)])?;
@@ -104,16 +104,17 @@ fn check_backward(
     dx: Option<&Tensor>,
 ) -> Result<()> {
     let op = "linear_group_backward";
-    assert!(
-        layers.len() == dys.len() && layers.len() == latents.len(),
-        "{op}: one dy and entry for each layer"
-    );
+    check_count(op, "dys", dys.len(), layers.len())?;
+    check_count(op, "latents", latents.len(), layers.len())?;
     let Some((first, layer)) = dys.first().zip(layers.first()) else { return Ok(()) };
     let ((t, _), (_, k)) = (shape::matrix(op, "dy", first)?, shape::matrix(op, "w", layer.weight)?);
     for ((dy, layer), latent) in dys.iter().zip(layers).zip(latents) {
         let n = check_layer(op, layer, k)?;
         shape::expect(op, "dy", dy, &[("T", t), ("N", n)])?;
-        assert_eq!(layer.latent.is_some(), latent.is_some(), "{op}: u and dR where there is a latent part");
+        if layer.latent.is_some() != latent.is_some() {
+            let message = "u and dR are given where a layer has a latent part, and nowhere else".into();
+            return Err(Error::Value { op, message });
+        }
         if let (Some(part), Some(latent)) = (&layer.latent, latent) {
             let r = part.r.shape()[0];
             shape::expect(op, "u", latent.u, &[("T", t), ("r", r)])?;
@@ -126,6 +127,13 @@ fn check_backward(
     }
 }
 
+fn check_count(op: &'static str, operands: &str, found: usize, layers: usize) -> Result<()> {
+    match found == layers {
+        true => Ok(()),
+        false => Err(Error::Value { op, message: format!("{found} {operands} for {layers} layers") }),
+    }
+}
+
 /// Checks one layer's own tensors; N.
 fn check_layer(op: &'static str, layer: &GroupLayer<'_>, k: usize) -> Result<usize> {
     let (n, _) = shape::matrix(op, "w", layer.weight)?;
@@ -135,6 +143,9 @@ fn check_layer(op: &'static str, layer: &GroupLayer<'_>, k: usize) -> Result<usi
     }
     if let Some(LatentPart { a, r: square, b, .. }) = layer.latent {
         let (r, _) = shape::matrix(op, "r", square)?;
+        if r == 0 {
+            return Err(Error::Value { op, message: "a latent part of rank 0".into() });
+        }
         shape::expect(op, "r", square, &[("r", r), ("r", r)])?;
         shape::expect(op, "a", a, &[("r", r), ("K", k)])?;
         shape::expect(op, "b", b, &[("N", n), ("r", r)])?;

@@ -220,6 +220,8 @@ fn memory() {
         refused(k.from_bytes(bytes(8), DType::F32, &[3]), &["from_bytes", "[3]", "2 elements"]);
         refused(SharedBytes::new(Arc::new(vec![0u8; 4]), 2..5), &["2..5", "4"]);
     }
+    let many = Cpu::new(100_000).expect_err("100,000 threads").to_string();
+    assert!(many.contains("100000 threads") && many.contains("1024"), "{many}");
     let error = Cpu::new(0).expect_err("0 threads");
     assert!(matches!(error, Error::Device { .. }) && error.hint().is_some(), "{error}");
 }

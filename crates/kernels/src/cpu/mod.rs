@@ -11,6 +11,10 @@ use self::team::Team;
 use crate::buffer::{Buffer, Floats, Recycler, words};
 use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 
+/// More threads than any processor has. A system that has no room for a thread's stack may end the whole process instead
+/// of refusing to start it.
+const MOST_THREADS: usize = 1024;
+
 /// A processor with a fixed number of threads.
 ///
 /// Results do not depend on the number of threads: work is cut by the problem's size alone, and no sum is
@@ -25,11 +29,14 @@ impl Cpu {
     /// A device that works with `threads` threads, the caller's among them.
     ///
     /// # Errors
-    /// Where `threads` is 0 or the system refuses to start them.
+    /// Where `threads` is 0 or more than 1024, or the system refuses to start them.
     pub fn new(threads: usize) -> Result<Self> {
         let failed = |message| Error::Device { device: "cpu", message };
         if threads == 0 {
             return Err(failed("0 threads; at least 1 is needed".into()));
+        }
+        if threads > MOST_THREADS {
+            return Err(failed(format!("{threads} threads; at most {MOST_THREADS} are started")));
         }
         let team = Team::new(threads)
             .map_err(|error| failed(format!("{threads} threads could not be started: {error}")))?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use half::{bf16, f16};
 
 use crate::cpu::vector;
+use crate::cuda::{DeviceBuffer, Origin};
 use crate::{DType, Error, Result, Tensor, Usage, heap};
 
 /// Bytes owned elsewhere (a memory map, the program's own image), shared without a copy.
@@ -53,6 +54,8 @@ pub(crate) enum Buffer {
     U32(Vec<u32>),
     /// Read-only elements of another owner; the bytes are aligned for their type.
     Shared(SharedBytes, DType),
+    /// On a GPU.
+    Cuda(DeviceBuffer),
 }
 
 impl Buffer {
@@ -62,6 +65,7 @@ impl Buffer {
             Buffer::Bf16(_, elements) => *elements,
             Buffer::U32(values) => values.len(),
             Buffer::Shared(shared, dtype) => shared.range.len() / dtype.size(),
+            Buffer::Cuda(buffer) => buffer.elements,
         }
     }
 
@@ -71,6 +75,17 @@ impl Buffer {
             Buffer::Bf16(..) => DType::Bf16,
             Buffer::U32(_) => DType::U32,
             Buffer::Shared(_, dtype) => *dtype,
+            Buffer::Cuda(buffer) => buffer.dtype,
+        }
+    }
+}
+
+impl Buffer {
+    /// The error of an operation on the processor that takes no such storage.
+    fn refused(&self, op: &'static str, operand: &'static str, expected: &'static str) -> Error {
+        match self {
+            Buffer::Cuda(_) => Error::Place { op, operand, expected: "cpu".into() },
+            _ => Error::Type { op, operand, found: self.dtype(), expected },
         }
     }
 }
@@ -216,26 +231,24 @@ impl Tensor {
         match &self.buffer {
             Buffer::F32(values) => Ok(values.as_slice()),
             Buffer::Shared(shared, DType::F32) => Ok(bytemuck::cast_slice(shared.bytes())),
-            _ => Err(Error::Type { op, operand, found: self.dtype(), expected: "f32" }),
+            other => Err(other.refused(op, operand, "f32")),
         }
     }
 
     /// The elements of an `f32` tensor that the device owns.
     pub(crate) fn f32_mut(&mut self, op: &'static str, operand: &'static str) -> Result<&mut [f32]> {
-        let found = self.dtype();
         match &mut self.buffer {
             Buffer::F32(values) => Ok(values.as_mut_slice()),
-            _ => Err(Error::Type { op, operand, found, expected: "f32 that is not a file's" }),
+            other => Err(other.refused(op, operand, "f32 that is not a file's")),
         }
     }
 
     /// The elements of a tensor that the device owns, of either type that it computes in.
     pub(crate) fn floats_mut(&mut self, op: &'static str, operand: &'static str) -> Result<FloatsMut<'_>> {
-        let found = self.dtype();
         match &mut self.buffer {
             Buffer::F32(values) => Ok(FloatsMut::F32(values.as_mut_slice())),
             Buffer::Bf16(values, elements) => Ok(FloatsMut::Bf16(values.as_mut_bf16(*elements))),
-            _ => Err(Error::Type { op, operand, found, expected: "f32 or bf16 that is not a file's" }),
+            other => Err(other.refused(op, operand, "f32 or bf16 that is not a file's")),
         }
     }
 
@@ -244,7 +257,9 @@ impl Tensor {
         match &self.buffer {
             Buffer::U32(values) => Ok(values),
             Buffer::Shared(shared, DType::U32) => Ok(bytemuck::cast_slice(shared.bytes())),
-            _ => Err(Error::Type { op, operand, found: self.dtype(), expected: "u32" }),
+            // On a GPU they are kept on the host besides, where they are checked.
+            Buffer::Cuda(DeviceBuffer { origin: Origin::Indices(values), .. }) => Ok(values),
+            other => Err(other.refused(op, operand, "u32")),
         }
     }
 
@@ -256,7 +271,7 @@ impl Tensor {
             Buffer::Shared(shared, DType::F32) => Ok(Floats::F32(bytemuck::cast_slice(shared.bytes()))),
             Buffer::Shared(shared, DType::Bf16) => Ok(Floats::Bf16(bytemuck::cast_slice(shared.bytes()))),
             Buffer::Shared(shared, DType::F16) => Ok(Floats::F16(bytemuck::cast_slice(shared.bytes()))),
-            _ => Err(Error::Type { op, operand, found: self.dtype(), expected: "f32, bf16 or f16" }),
+            other => Err(other.refused(op, operand, "f32, bf16 or f16")),
         }
     }
 }

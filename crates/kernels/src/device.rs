@@ -92,4 +92,12 @@ pub trait Kernels:
 
     /// The type of activations that products are fastest in: `bf16` where the device has instructions for them.
     fn prefers(&self) -> DType;
+
+    /// Waits until everything that was asked for is done; operations of some devices return before.
+    ///
+    /// # Errors
+    /// Where something that was asked for has failed since.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
 }

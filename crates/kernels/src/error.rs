@@ -38,6 +38,40 @@ pub enum Error {
         /// The value, the expected range, and what was found.
         message: String,
     },
+    /// An operand lies on another device than the one that is to compute with it.
+    #[error("{op}: {operand} is not on {expected}, the device that computes")]
+    Place {
+        /// The operation.
+        op: &'static str,
+        /// The operand's name in the operation's signature.
+        operand: &'static str,
+        /// The device that was asked.
+        expected: String,
+    },
+    /// The device has no room for a tensor.
+    #[error(
+        "{op}: {device} has no room for {requested} bytes more: {live} bytes of {total} are this process's tensors"
+    )]
+    OutOfMemory {
+        /// The operation.
+        op: &'static str,
+        /// The device's name.
+        device: String,
+        /// Bytes that were asked for.
+        requested: usize,
+        /// Bytes of this process's tensors.
+        live: usize,
+        /// Bytes of the device.
+        total: usize,
+    },
+    /// The device's driver refused a call, or something that was asked for earlier has failed.
+    #[error("{op}: {message}")]
+    Driver {
+        /// The operation that met it.
+        op: &'static str,
+        /// The driver's words.
+        message: String,
+    },
     /// The device cannot be set up.
     #[error("{device}: {message}")]
     Device {

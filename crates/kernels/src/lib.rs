@@ -42,6 +42,7 @@
 mod accum;
 mod buffer;
 mod cpu;
+pub mod cuda;
 mod device;
 mod dtype;
 mod error;
@@ -57,6 +58,7 @@ mod timed;
 pub use accum::Accum;
 pub use buffer::{SharedBytes, allocated_bytes, allocated_bytes_of, idle_bytes};
 pub use cpu::Cpu;
+pub use cuda::Cuda;
 pub use cpu::gemm::{product_scratch_bytes, product_scratch_bytes_of};
 pub use device::{Kernels, Memory, Usage};
 pub use dtype::DType;

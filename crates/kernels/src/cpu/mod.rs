@@ -130,7 +130,7 @@ impl Memory for Cpu {
     }
 }
 
-fn check_count(op: &'static str, found: usize, shape: &[usize]) -> Result<()> {
+pub(crate) fn check_count(op: &'static str, found: usize, shape: &[usize]) -> Result<()> {
     if found == shape.iter().product::<usize>() {
         return Ok(());
     }

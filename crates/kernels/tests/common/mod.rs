@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use lora_sb_kernels::{Cpu, DType, Generator, Kernels, SharedBytes, Stream, Tensor};
+use lora_sb_kernels::cuda::ThreadOrder;
+use lora_sb_kernels::{Cpu, Cuda, DType, Generator, Kernels, SharedBytes, Stream, Tensor};
 
 /// Unit roundoff of `f32`.
 pub(crate) const EPS: f64 = (f32::EPSILON / 2.0) as f64;
@@ -21,9 +22,21 @@ pub(crate) fn type_triples() -> impl Iterator<Item = [DType; 3]> {
     (0..8).map(|case: usize| [case / 4, case / 2 % 2, case % 2].map(|which| DTYPES[which]))
 }
 
-/// The devices that every operation is checked on.
+/// The devices that every operation is checked on: the processor, and the GPU's kernels on the emulator, or, where the
+/// environment has `LORA_SB_TEST_DEVICE=cuda:N`, on that GPU.
 pub(crate) fn devices() -> Vec<Box<dyn Kernels>> {
-    vec![Box::new(Cpu::new(2).unwrap())]
+    let mut devices: Vec<Box<dyn Kernels>> = vec![Box::new(Cpu::new(2).unwrap())];
+    devices.extend(gpu().map(|gpu| Box::new(gpu) as Box<dyn Kernels>));
+    devices
+}
+
+/// The GPU that is tested, or what stands for one; none where there is no C++ compiler.
+pub(crate) fn gpu() -> Option<Cuda> {
+    let emulated = Cuda::emulated(ThreadOrder::Forward).unwrap();
+    if emulated.is_none() {
+        eprintln!("no C++ compiler: the GPU's kernels are not tested");
+    }
+    emulated
 }
 
 /// Random numbers of one test case.

@@ -11,6 +11,7 @@
 //! Elfwing et al., arXiv 1702.03118, equations 3 and 5.
 
 pub(crate) mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Result, Tensor, shape};

@@ -10,6 +10,7 @@
 //! ```
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Result, Tensor, shape};

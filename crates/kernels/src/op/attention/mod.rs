@@ -17,6 +17,7 @@
 
 mod backward;
 mod cpu;
+mod cuda;
 mod forward;
 mod geometry;
 pub mod naive;

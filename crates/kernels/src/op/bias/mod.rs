@@ -1,6 +1,7 @@
 //! The bias of a linear layer: `y += b` for every token; `db += sum over tokens of dy`.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Result, Tensor, shape};

@@ -6,6 +6,7 @@
 //! a weight the slopes along them. Source: Liu et al., "DoRA", arXiv 2402.09353, equations 5 and 6.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Accum, Result, Tensor, shape};

@@ -3,6 +3,7 @@
 //! Each is the other's gradient: what is taken from a range is put back into that range.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};

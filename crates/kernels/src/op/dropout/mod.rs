@@ -24,6 +24,7 @@
 //! from being shifts of each other.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Accum, Error, Result, Tensor, op::elementwise};

@@ -1,6 +1,7 @@
 //! Operations on each element alone.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};

@@ -1,6 +1,7 @@
 //! The embedding table: a row per token id.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};

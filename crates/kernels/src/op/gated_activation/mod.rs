@@ -6,6 +6,7 @@
 //! Backward: `dgate = dh * up * act'(gate)`, `dup = dh * act(gate)`.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Activation, Result, Tensor, shape};

@@ -10,6 +10,7 @@
 
 mod composed;
 pub(crate) mod cpu;
+mod cuda;
 
 use crate::{Accum, Error, Linear, Memory, Result, Tensor, shape};
 

@@ -1,6 +1,7 @@
 //! Reductions to one number, in an order that does not depend on the number of threads.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Result, Tensor};

@@ -8,6 +8,7 @@
 //! which is w's gradient in both cases.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Accum, Result, Tensor, shape};

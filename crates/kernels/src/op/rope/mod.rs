@@ -8,6 +8,7 @@
 //! U/E is called `partial_rotary_factor`.
 
 mod cpu;
+mod cuda;
 mod frequencies;
 pub mod naive;
 

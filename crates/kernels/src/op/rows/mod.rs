@@ -2,6 +2,7 @@
 //! their way into a cache.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};

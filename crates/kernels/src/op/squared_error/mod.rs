@@ -3,6 +3,7 @@
 //! Since the loss is the last operation, its gradient is known at once: `dz_i = 2 w_i (z_i - t_i)`.
 
 mod cpu;
+mod cuda;
 pub mod naive;
 
 use crate::{Result, Tensor, shape};

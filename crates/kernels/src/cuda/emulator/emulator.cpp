@@ -1,0 +1,228 @@
+// The emulator's scheduler: a block's threads as fibers on one system thread.
+
+#include <map>
+
+typedef unsigned char u8;
+#include "emulator.hpp"
+
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace emulator {
+
+static thread_local Block the_block;
+
+Block& block() {
+    return the_block;
+}
+
+static std::map<std::string, Entry>& entries() {
+    static std::map<std::string, Entry> map;
+    return map;
+}
+
+Registered::Registered(const char* name, Entry entry) {
+    entries()[name] = entry;
+}
+
+constexpr size_t STACK = 256 << 10;
+constexpr size_t MOST_THREADS = 1024;
+
+#if defined(__x86_64__)
+// Keeps the caller's registers on its stack, notes where in *from, and goes on at `to`.
+extern "C" void emulator_switch(void** from, void* to);
+asm(R"(
+.text
+.globl emulator_switch
+.hidden emulator_switch
+emulator_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+
+static void* fresh(char* stack, void (*start)()) {
+    void** top = reinterpret_cast<void**>(stack + STACK) - 2;
+    *top = reinterpret_cast<void*>(start);
+    // Six registers, and an alignment as at the start of a function.
+    return top - 6;
+}
+#else
+struct Context {
+    ucontext_t context;
+};
+static thread_local std::vector<Context> contexts(MOST_THREADS + 1);
+static void emulator_switch(void** from, void* to) {
+    swapcontext(static_cast<ucontext_t*>(*from), static_cast<ucontext_t*>(to));
+}
+#endif
+
+static void leave() {
+    Block& b = the_block;
+#if defined(__x86_64__)
+    emulator_switch(&b.current->stack_pointer, b.scheduler_stack_pointer);
+#else
+    void* own = b.current->stack_pointer;
+    emulator_switch(&own, b.scheduler_stack_pointer);
+#endif
+}
+
+void meet_block() {
+    the_block.current->waits_for = 1;
+    leave();
+}
+
+void meet_warp() {
+    the_block.current->waits_for = 2;
+    leave();
+}
+
+static void run() {
+    the_block.body(the_block.argument);
+    the_block.current->done = true;
+    leave();
+    std::abort();
+}
+
+static char* stacks() {
+    static thread_local char* memory = nullptr;
+    if (!memory) {
+        void* found = mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (found == MAP_FAILED) std::abort();
+        memory = static_cast<char*>(found);
+    }
+    return memory;
+}
+
+// Runs every thread that waits for nothing up to its next meeting; false where there was none.
+static bool advance(Block& b, bool backwards) {
+    bool moved = false;
+    size_t count = b.threads.size();
+    for (size_t i = 0; i < count; i++) {
+        Thread& thread = b.threads[backwards ? count - 1 - i : i];
+        if (thread.done || thread.waits_for) continue;
+        moved = true;
+        b.current = &thread;
+#if defined(__x86_64__)
+        emulator_switch(&b.scheduler_stack_pointer, thread.stack_pointer);
+#else
+        void* own = b.scheduler_stack_pointer;
+        emulator_switch(&own, thread.stack_pointer);
+#endif
+    }
+    return moved;
+}
+
+// Lets go on whoever waits for a meeting that is complete. Threads that are done do not keep a block waiting, as on a GPU;
+// a warp meets whole or not at all.
+static bool release(Block& b) {
+    bool released = false;
+    for (size_t w = 0; w < b.warps.size(); w++) {
+        bool all = true;
+        for (size_t lane = 0; lane < 32; lane++) {
+            Thread& thread = b.threads[32 * w + lane];
+            all &= !thread.done && thread.waits_for == 2;
+        }
+        if (!all) continue;
+        released = true;
+        for (size_t lane = 0; lane < 32; lane++) b.threads[32 * w + lane].waits_for = 0;
+    }
+    if (released) return true;
+    bool any = false;
+    for (Thread& thread : b.threads) {
+        if (thread.done) continue;
+        if (thread.waits_for != 1) return false;
+        any = true;
+    }
+    for (Thread& thread : b.threads) thread.waits_for = 0;
+    return any;
+}
+
+static bool run_block(Block& b, bool backwards) {
+    char* memory = stacks();
+    for (size_t i = 0; i < b.threads.size(); i++) {
+        Thread& thread = b.threads[i];
+        thread.done = false;
+        thread.waits_for = 0;
+        thread.meetings = 0;
+        thread.copies.assign(1, {});
+#if defined(__x86_64__)
+        thread.stack_pointer = fresh(memory + i * STACK, &run);
+#else
+        ucontext_t& context = contexts[i].context;
+        getcontext(&context);
+        context.uc_stack.ss_sp = memory + i * STACK;
+        context.uc_stack.ss_size = STACK;
+        context.uc_link = nullptr;
+        makecontext(&context, &run, 0);
+        thread.stack_pointer = &context;
+#endif
+    }
+    for (;;) {
+        while (advance(b, backwards)) {
+        }
+        bool done = true;
+        for (Thread& thread : b.threads) done &= thread.done;
+        if (done) return true;
+        if (!release(b)) return false;
+    }
+}
+
+}  // namespace emulator
+
+using namespace emulator;
+
+// 0; 1 for an unknown kernel; 2 for a block that is no whole number of warps; 3 where some threads wait at one meeting and
+// others at another, or are done.
+extern "C" int emulate(const char* name, const unsigned* grid, unsigned threads, unsigned shared_bytes, int backwards, void** arguments) {
+    auto found = entries().find(name);
+    if (found == entries().end()) return 1;
+    if (threads == 0 || threads % 32 || threads > MOST_THREADS) return 2;
+    Block& b = the_block;
+    b.grid = {grid[0], grid[1], grid[2]};
+    b.size = {threads, 1, 1};
+    b.threads.resize(threads);
+    b.warps.resize(threads / 32);
+    for (unsigned i = 0; i < threads; i++) {
+        b.threads[i].index = {i, 0, 0};
+        b.threads[i].lane = i % 32;
+        b.threads[i].warp = i / 32;
+    }
+    std::vector<u8> shared(shared_bytes + 128);
+    struct Call {
+        Entry entry;
+        void** arguments;
+    } call_ = {found->second, arguments};
+    b.argument = &call_;
+    b.body = [](void* argument) {
+        Call* call = static_cast<Call*>(argument);
+        call->entry(call->arguments);
+    };
+#if !defined(__x86_64__)
+    b.scheduler_stack_pointer = &contexts[MOST_THREADS].context;
+#endif
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                b.index = {x, y, z};
+                std::memset(shared.data(), 0xff, shared.size());
+                uintptr_t start = reinterpret_cast<uintptr_t>(shared.data());
+                b.dynamic_shared = reinterpret_cast<u8*>((start + 127) / 128 * 128);
+                if (!run_block(b, backwards)) return 3;
+            }
+    return 0;
+}

@@ -1,0 +1,91 @@
+//! The kernels as embedded PTX: which file holds which kernel, and what its parameters are.
+//!
+//! `scripts/make_ptx.py` makes the PTX from the `.cu` file beside each operation, with NVRTC and without a GPU; a test holds
+//! the two together by the sources' sum. The driver compiles PTX for its GPU when a file's first kernel is launched, and
+//! keeps the result in its own cache for the next process.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// One `.cu` file.
+#[derive(Debug)]
+pub struct Module {
+    /// The name of its PTX file.
+    pub name: &'static str,
+    /// Where its source is, from the crate's `src`.
+    pub source: &'static str,
+    /// The PTX.
+    pub ptx: &'static str,
+}
+
+macro_rules! modules {
+    ($($name:literal: $source:literal,)*) => {
+        /// All kernels.
+        pub const MODULES: &[Module] = &[
+            $(Module { name: $name, source: $source, ptx: include_str!(concat!("../../ptx/", $name, ".ptx")) },)*
+        ];
+    };
+}
+
+modules! {
+    "elementwise": "op/elementwise/elementwise.cu",
+}
+
+/// A kernel of one of the modules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its name.
+    pub name: &'static str,
+    /// Its module's place in [`MODULES`].
+    pub module: usize,
+    /// Bytes of each parameter.
+    pub parameters: Vec<usize>,
+}
+
+/// The kernel of a name.
+pub(crate) fn kernel(name: &str) -> Option<&'static Kernel> {
+    static KERNELS: OnceLock<BTreeMap<&'static str, Kernel>> = OnceLock::new();
+    let read = || (0..MODULES.len()).flat_map(kernels);
+    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect()).get(name)
+}
+
+/// The kernels of a module, by its place in [`MODULES`].
+pub fn kernels(module: usize) -> impl Iterator<Item = Kernel> {
+    kernels_of(module, MODULES[module].ptx)
+}
+
+/// The kernels that a module's PTX declares.
+fn kernels_of(module: usize, ptx: &'static str) -> impl Iterator<Item = Kernel> {
+    let entries = ptx.split(".entry ").skip(1);
+    entries.filter_map(move |entry| {
+        let (name, rest) = entry.split_once('(')?;
+        let (parameters, _) = rest.split_once(')')?;
+        let parameters = parameters.split(',').filter_map(parameter_bytes).collect();
+        Some(Kernel { name: name.trim(), module, parameters })
+    })
+}
+
+/// Bytes of a parameter as PTX declares it: `.param .u64 name`, or `.param .align 8 .b8 name[16]`.
+fn parameter_bytes(declaration: &str) -> Option<usize> {
+    let words: Vec<&str> = declaration.split_whitespace().collect();
+    let [.., kind, name] = words[..] else { return None };
+    let bits: usize = kind.trim_start_matches(|letter: char| !letter.is_ascii_digit()).parse().ok()?;
+    let count = match name.split_once('[') {
+        Some((_, count)) => count.trim_end_matches(']').parse().ok()?,
+        None => 1,
+    };
+    Some(bits / 8 * count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_of_an_entry() {
+        let ptx = ".visible .entry add(\n\t.param .u64 add_param_0,\n\t.param .align 8 .b8 add_param_1[16],\n\t.param .f32 x\n)\n{\n}\n.entry none()\n{}";
+        let found: Vec<Kernel> = kernels_of(3, ptx).collect();
+        assert_eq!(found[0], Kernel { name: "add", module: 3, parameters: vec![8, 16, 4] });
+        assert_eq!(found[1].parameters, Vec::<usize>::new());
+    }
+}

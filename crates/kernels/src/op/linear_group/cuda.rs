@@ -1,0 +1,7 @@
+//! On a GPU.
+
+use super::*;
+use crate::Cuda;
+
+impl LinearGroup for Cuda {
+}

@@ -133,7 +133,10 @@ impl Cuda {
         let values: Vec<([u64; 2], usize)> = arguments.iter().map(|argument| argument.bytes()).collect();
         if !values.iter().map(|value| value.1).eq(found.parameters.iter().copied()) {
             let sizes: Vec<usize> = values.iter().map(|value| value.1).collect();
-            return Err(failed(format!("arguments of {sizes:?} bytes for parameters of {:?}", found.parameters)));
+            return Err(failed(format!(
+                "arguments of {sizes:?} bytes for parameters of {:?}",
+                found.parameters
+            )));
         }
         let [x, y, z] = launch.grid;
         if x > i32::MAX as usize || y > MOST_BLOCKS || z > MOST_BLOCKS {

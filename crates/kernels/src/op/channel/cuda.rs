@@ -10,7 +10,14 @@ impl Channel for Cuda {
     fn channel_products(&self, _a: &Tensor, _b: &Tensor, _accum: Accum, _out: &mut Tensor) -> Result<()> {
         Err(crate::Error::Value { op: "channel_products", message: "not on cuda".into() })
     }
-    fn row_products(&self, _a: &Tensor, _b: &Tensor, _alpha: f32, _accum: Accum, _out: &mut Tensor) -> Result<()> {
+    fn row_products(
+        &self,
+        _a: &Tensor,
+        _b: &Tensor,
+        _alpha: f32,
+        _accum: Accum,
+        _out: &mut Tensor,
+    ) -> Result<()> {
         Err(crate::Error::Value { op: "row_products", message: "not on cuda".into() })
     }
 }

@@ -3,5 +3,4 @@
 use super::*;
 use crate::Cuda;
 
-impl LinearGroup for Cuda {
-}
+impl LinearGroup for Cuda {}

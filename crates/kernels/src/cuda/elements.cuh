@@ -120,13 +120,18 @@ DEVICE void put(const Held<Written>& held, Four at) {
     store(held.x.to, at, held.v);
 }
 
+template <typename Work, typename... Values>
+DEVICE void on_four(Work work, Values&... v) {
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) work(v[i]...);
+}
+
 template <typename Work, typename... Operands>
 DEVICE void apply_held(const Four (&at)[FOURS], Work work, Held<Operands>... held) {
 #pragma unroll
     for (u32 k = 0; k < FOURS; k++) {
         (widen(held, k), ...);
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) work(held.v[i]...);
+        on_four(work, held.v...);
         (put(held, at[k]), ...);
     }
 }

@@ -11,7 +11,7 @@ struct Forward {
 
 // y = f(x)
 KERNEL activation(u32 code, Floats x, FloatsMut y, u64 count) {
-    apply_activation<Forward>(code, count, x, Written{y});
+    apply(count, ByActivation<Forward>{code}, x, Written{y});
 }
 
 template <typename F>
@@ -23,5 +23,5 @@ struct Backward {
 
 // dx = dy f'(x), over x
 KERNEL activation_backward(u32 code, FloatsMut x, Floats dy, u64 count) {
-    apply_activation<Backward>(code, count, x, dy);
+    apply(count, ByActivation<Backward>{code}, x, dy);
 }

@@ -60,13 +60,19 @@ struct Tanh {
     }
 };
 
-// `apply` with the work of the activation of a number; `Activation::code` on the other side of the launch.
-template <template <typename> class Work, typename... Operands>
-DEVICE void apply_activation(u32 code, u64 count, Operands... x) {
-    switch (code) {
-        case 0: return apply(count, Work<Silu>{}, x...);
-        case 1: return apply(count, Work<Gelu>{}, x...);
-        case 2: return apply(count, Work<GeluTanh>{}, x...);
-        default: return apply(count, Work<Tanh>{}, x...);
+// For `apply`: the work of the activation of a number, which is asked for once every four elements. The numbers are those of
+// `Activation::code` on the other side of the launch.
+template <template <typename> class Work>
+struct ByActivation {
+    u32 code;
+};
+
+template <template <typename> class Work, typename... Values>
+DEVICE void on_four(ByActivation<Work> work, Values&... v) {
+    switch (work.code) {
+        case 0: return on_four(Work<Silu>{}, v...);
+        case 1: return on_four(Work<Gelu>{}, v...);
+        case 2: return on_four(Work<GeluTanh>{}, v...);
+        default: return on_four(Work<Tanh>{}, v...);
     }
 }

@@ -11,7 +11,7 @@ struct Forward {
 
 // h = f(gate) up
 KERNEL gated_activation(u32 code, Floats gate, Floats up, FloatsMut h, u64 count) {
-    apply_activation<Forward>(code, count, gate, up, Written{h});
+    apply(count, ByActivation<Forward>{code}, gate, up, Written{h});
 }
 
 template <typename F>
@@ -25,5 +25,5 @@ struct Backward {
 
 // dgate = dh up f'(gate), over gate; dup = dh f(gate), over up
 KERNEL gated_activation_backward(u32 code, FloatsMut gate, FloatsMut up, Floats dh, u64 count) {
-    apply_activation<Backward>(code, count, gate, up, dh);
+    apply(count, ByActivation<Backward>{code}, gate, up, dh);
 }

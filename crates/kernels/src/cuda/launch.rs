@@ -63,7 +63,7 @@ impl Argument {
 }
 
 /// The kernels' number for a type: `F32`, `BF16`, `F16` of the prelude.
-fn code(dtype: DType) -> u64 {
+pub(crate) fn code(dtype: DType) -> u64 {
     match dtype {
         DType::F32 | DType::U32 => 0,
         DType::Bf16 => 1,
@@ -108,6 +108,21 @@ impl Cuda {
         arguments: &[Argument],
     ) -> Result<()> {
         let blocks = count.div_ceil(4 * THREADS as usize);
+        self.launch(op, kernel, Launch::blocks(blocks, THREADS), arguments)
+    }
+
+    /// Runs a kernel whose threads have eight elements each (`elements.cuh`), over `count` elements.
+    ///
+    /// # Errors
+    /// As [`Cuda::launch`].
+    pub(crate) fn apply(
+        &self,
+        op: &'static str,
+        kernel: &'static str,
+        count: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let blocks = count.div_ceil(8 * THREADS as usize);
         self.launch(op, kernel, Launch::blocks(blocks, THREADS), arguments)
     }
 

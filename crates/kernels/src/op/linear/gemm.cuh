@@ -45,17 +45,26 @@ struct Output {
         store(c, i, value);
     }
 
-    // Four elements from (row, column) on, a multiple of 4, as far as they are inside.
-    DEVICE void put4(u32 row, u32 column, const float (&sums)[4]) const {
+    // The same of four from (row, column) on, a multiple of 4, as far as they are inside; sums in shared memory.
+    DEVICE void put_inside(u32 row, u32 column, const float* sums) const {
         if (row >= rows) return;
-        if (!aligned || column + 4 > columns) {
-            for (u32 i = 0; i < 4; i++)
-                if (column + i < columns) put(row, column + i, sums[i]);
-            return;
+        if (fits(column)) {
+            float4 v = *reinterpret_cast<const float4*>(sums);
+            return put4(row, column, v.x, v.y, v.z, v.w);
         }
+#pragma unroll 1
+        for (u32 i = 0; i < 4; i++)
+            if (column + i < columns) put(row, column + i, sums[i]);
+    }
+
+    // Whether four elements from a column on, a multiple of 4, are inside and can be written at once.
+    DEVICE bool fits(u32 column) const {
+        return aligned && column + 4 <= columns;
+    }
+
+    DEVICE void put4(u32 row, u32 column, float x, float y, float z, float w) const {
         u64 i = row * stride + column;
-        float v[4], more[4];
-        for (u32 j = 0; j < 4; j++) v[j] = alpha * sums[j];
+        float v[4] = {alpha * x, alpha * y, alpha * z, alpha * w}, more[4];
         if (beta != 0.0f) {
             load4(reading(c), i, more);
             for (u32 j = 0; j < 4; j++) v[j] += beta * more[j];
@@ -107,7 +116,14 @@ struct Task {
         row = band * BAND + rest % height, column = rest / height;
     }
 
-    DEVICE const Term& term(u32 step) const {
-        return step < first_steps ? first : second;
+    // The term that a step adds products of, chosen member by member: a choice between two addresses would keep both terms
+    // out of the registers.
+    DEVICE Term term(u32 step) const {
+        bool f = step < first_steps;
+        return Term{choose(f, first.a, second.a), choose(f, first.b, second.b), f ? first.depth : second.depth};
+    }
+
+    static DEVICE Operand choose(bool f, const Operand& x, const Operand& y) {
+        return Operand{{f ? x.x.at : y.x.at, f ? x.x.type : y.x.type, 0}, f ? x.stride : y.stride, f ? x.aligned : y.aligned};
     }
 };

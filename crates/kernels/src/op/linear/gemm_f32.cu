@@ -69,7 +69,7 @@ struct Product {
     }
 
     DEVICE void read(u32 step) {
-        const Term& term = task.term(step);
+        Term term = task.term(step);
         u32 k = (step < task.first_steps ? step : step - task.first_steps) * STEP;
         TileA::read(next_a, term.a, a_along(), task.row, k, task.out.rows, term.depth);
         TileB::read(next_b, term.b, b_along(), task.column, k, task.out.columns, term.depth);
@@ -85,9 +85,13 @@ struct Product {
 #pragma unroll
         for (u32 k = 0; k < STEP; k++) {
             float a[4 * A], b[4 * B];
+#pragma unroll
             for (u32 i = 0; i < A; i++) square(&a[4 * i], &stage.a.values[k][64 * i + y]);
+#pragma unroll
             for (u32 j = 0; j < B; j++) square(&b[4 * j], &stage.b.values[k][64 * j + x]);
+#pragma unroll
             for (u32 i = 0; i < 4 * A; i++)
+#pragma unroll
                 for (u32 j = 0; j < 4 * B; j++) sums[i][j] = fmaf(a[i], b[j], sums[i][j]);
         }
     }
@@ -114,13 +118,23 @@ struct Product {
         }
     }
 
-    DEVICE void finish() const {
-        u32 x = threadIdx.x % 16 * 4, y = threadIdx.x / 16 * 4;
+    // One row of every thread at a time goes through shared memory, and from there whole rows to the result.
+    DEVICE void finish(float (&slab)[16][COLUMNS]) const {
+        u32 x = threadIdx.x % 16 * 4, y = threadIdx.x / 16;
+#pragma unroll
         for (u32 i = 0; i < 4 * A; i++) {
+#pragma unroll
             for (u32 j = 0; j < B; j++) {
-                float four[4] = {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]};
-                task.out.put4(task.row + i / 4 * 64 + y + i % 4, task.column + 64 * j + x, four);
+                float4 four = make_float4(sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]);
+                *reinterpret_cast<float4*>(&slab[y][64 * j + x]) = four;
             }
+            __syncthreads();
+#pragma unroll 1
+            for (u32 at = threadIdx.x; at < 4 * COLUMNS; at += THREADS) {
+                u32 row = at / (COLUMNS / 4), column = at % (COLUMNS / 4) * 4;
+                task.out.put_inside(task.row + i / 4 * 64 + row * 4 + i % 4, task.column + column, &slab[row][column]);
+            }
+            __syncthreads();
         }
     }
 };
@@ -128,11 +142,15 @@ struct Product {
 template <u32 A, u32 B, u32 STEP>
 DEVICE void product(PRODUCT_PARAMETERS) {
     using Made = Product<A, B, STEP>;
-    __shared__ typename Made::Stage stages[2];
+    // The stages are done with when the results go out.
+    __shared__ union Space {
+        typename Made::Stage stages[2];
+        float slab[16][Made::COLUMNS];
+    } space;
     Task task(Made::ROWS, Made::COLUMNS, STEP, PRODUCT_ARGUMENTS);
     Made made(task);
-    made.run(stages);
-    made.finish();
+    made.run(space.stages);
+    made.finish(space.slab);
 }
 
 KERNEL __launch_bounds__(THREADS, 2) gemm_f32_128(PRODUCT_PARAMETERS) {
@@ -160,5 +178,7 @@ KERNEL sum_parts(const float* parts, u32 count, u32 m, u32 n, FloatsMut c, u64 c
         else for (u32 j = 0; j < 4; j++) if (column + j < n) v[j] = part[j];
         for (u32 j = 0; j < 4; j++) sums[j] += v[j];
     }
-    out.put4(row, column, sums);
+    if (out.fits(column)) return out.put4(row, column, sums[0], sums[1], sums[2], sums[3]);
+    for (u32 j = 0; j < 4; j++)
+        if (column + j < n) out.put(row, column + j, sums[j]);
 }

@@ -5,7 +5,7 @@ use crate::cuda::driver_error;
 use crate::cuda::launch::{Argument, DeviceFloats, Launch, THREADS};
 use crate::{Cuda, DType, Error, Result};
 
-use super::plan::{Kernel, Plan};
+use super::plan::Plan;
 
 /// `c = alpha (a b + a' b') + beta c + bias`, sums in `f32`.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Cuda {
     pub(crate) fn sum(&self, op: &'static str, sum: &Sum) -> Result<()> {
         match sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
             true => Ok(()),
-            false => self.sum_by_kernels(op, sum),
+            false => self.sum_by_kernels(op, sum, Plan::of(sum, self.gpu())),
         }
     }
 
@@ -53,8 +53,8 @@ impl Cuda {
         outcome.map_err(|failure| driver_error(op, &failure))
     }
 
-    fn sum_by_kernels(&self, op: &'static str, sum: &Sum) -> Result<()> {
-        let plan = Plan::of(sum, self.gpu());
+    /// By the kernels of a plan, which takes such a sum.
+    pub(super) fn sum_by_kernels(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<()> {
         let (m, n) = (word(op, sum.c.rows)?, word(op, sum.c.columns)?);
         if plan.parts == 1 {
             return self.launch_sum(op, sum, plan);
@@ -83,12 +83,8 @@ impl Cuda {
     }
 
     /// Launches the plan's kernel; c is f32 of m x n for each part where there are several.
-    fn launch_sum(
-        &self,
-        op: &'static str,
-        sum: &Sum,
-        Plan { kernel, parts, steps_of_a_part }: Plan,
-    ) -> Result<()> {
+    fn launch_sum(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<()> {
+        let kernel = plan.kernel;
         let absent = Matrix { rows: 0, columns: 0, address: 0, ..sum.first.0 };
         let second = sum.second.unwrap_or((absent, absent));
         let mut arguments: Vec<Argument> = Vec::with_capacity(19);
@@ -107,13 +103,13 @@ impl Cuda {
             bias(sum).into(),
             sum.alpha.into(),
             sum.beta.into(),
-            word(op, steps_of_a_part)?.into(),
+            word(op, plan.steps_of_a_part(sum))?.into(),
         ];
         arguments.extend(rest);
         let [rows, columns] = kernel.tile();
         let tiles = sum.c.rows.div_ceil(rows) * sum.c.columns.div_ceil(columns);
         let launch = Launch {
-            grid: [tiles, 1, parts],
+            grid: [tiles, 1, plan.parts],
             threads: kernel.threads(),
             shared_bytes: kernel.shared_bytes(),
         };

@@ -2,6 +2,8 @@
 
 mod plan;
 pub(crate) mod product;
+#[cfg(all(test, feature = "emulator"))]
+mod tests;
 
 use super::{Extra, Linear, check_term, dims};
 use crate::cuda::blas::Matrix;

@@ -29,6 +29,7 @@ macro_rules! modules {
 
 modules! {
     "elementwise": "op/elementwise/elementwise.cu",
+    "few": "op/linear/few.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",
     "gemm_f32": "op/linear/gemm_f32.cu",
 }

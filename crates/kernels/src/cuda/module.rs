@@ -32,6 +32,7 @@ modules! {
     "few": "op/linear/few.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",
     "gemm_f32": "op/linear/gemm_f32.cu",
+    "latent": "op/linear_group/latent.cu",
 }
 
 /// A kernel of one of the modules.

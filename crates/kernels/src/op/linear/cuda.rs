@@ -1,6 +1,6 @@
 //! The linear layer on a GPU.
 
-mod plan;
+pub(crate) mod plan;
 pub(crate) mod product;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;
@@ -109,7 +109,7 @@ impl Linear for Cuda {
 impl Cuda {
     /// A weight beside activations of a type: rounded beside `bf16`, as it is beside `f32`, whose kernels widen what they
     /// read.
-    fn weight(
+    pub(crate) fn weight(
         &self,
         op: &'static str,
         (operand, w): (&'static str, &Tensor),
@@ -127,12 +127,13 @@ impl Cuda {
     }
 }
 
-fn of(floats: DeviceFloats, rows: usize, columns: usize) -> Matrix {
+/// All of a tensor's elements as a matrix.
+pub(crate) fn of(floats: DeviceFloats, rows: usize, columns: usize) -> Matrix {
     let DeviceFloats { address, dtype } = floats;
     Matrix { address, dtype, rows, columns, stride: columns, transposed: false }
 }
 
-fn beta(accum: Accum) -> f32 {
+pub(crate) fn beta(accum: Accum) -> f32 {
     match accum {
         Accum::Replace => 0.0,
         Accum::Add => 1.0,
@@ -140,7 +141,7 @@ fn beta(accum: Accum) -> f32 {
 }
 
 impl Matrix {
-    fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Matrix { transposed: !self.transposed, ..self }
     }
 }

@@ -25,7 +25,7 @@ pub(super) enum Kernel {
 use Kernel::{Bf16Large, Bf16Medium, Bf16Small, F32Large, F32Small, Few};
 
 /// Up to this many rows a weight is read once, in place and as it is stored.
-pub(super) const FEW_ROWS: usize = 8;
+pub(crate) const FEW_ROWS: usize = 8;
 
 impl Kernel {
     /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways.

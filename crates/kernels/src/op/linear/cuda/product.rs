@@ -78,23 +78,48 @@ impl Cuda {
 
     /// By the kernels of a plan, which takes such a sum.
     pub(super) fn sum_by_kernels(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<()> {
-        let (m, n) = (word(op, sum.c.rows)?, word(op, sum.c.columns)?);
-        if plan.parts == 1 {
-            return self.launch_sum(op, sum, plan);
+        match plan.parts {
+            1 => self.launch_sum(op, sum, plan),
+            _ => self.add_parts(op, &self.parts_by_kernels(op, sum, plan)?, sum),
         }
-        let parts = self.scratch(op, plan.scratch_bytes(sum.c.rows, sum.c.columns))?;
-        let c = Matrix { address: parts.address(), dtype: DType::F32, stride: sum.c.columns, ..sum.c };
-        self.launch_sum(op, &Sum { c, alpha: 1.0, beta: 0.0, bias: None, ..*sum }, plan)?;
-        let threads = sum.c.rows * sum.c.columns.div_ceil(4);
+    }
+
+    /// a b, a `[m, k]` and b `[k, n]`, as it comes: in as many parts as are made at once.
+    pub(crate) fn parts(&self, op: &'static str, a: Matrix, b: Matrix) -> Result<Parts> {
+        let (rows, columns) = (if a.transposed { a.columns } else { a.rows }, width(&b));
+        let c = Matrix { address: 0, dtype: DType::F32, rows, columns, stride: columns, transposed: false };
+        let sum = Sum { first: (a, b), second: None, c, alpha: 1.0, beta: 0.0, bias: None };
+        if self.driver.blas().is_some() && library_is_faster(&sum) {
+            let storage = self.scratch(op, rows * columns * DType::F32.size())?;
+            self.sum(op, &Sum { c: Matrix { address: storage.address(), ..c }, ..sum })?;
+            return Ok(Parts { storage, count: 1, rows, columns });
+        }
+        self.parts_by_kernels(op, &sum, Plan::of(&sum, self.gpu()))
+    }
+
+    /// The terms' sum in the parts of a plan.
+    fn parts_by_kernels(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<Parts> {
+        let &Matrix { rows, columns, .. } = &sum.c;
+        let storage = self.scratch(op, plan.parts * rows * columns * DType::F32.size())?;
+        let c = Matrix { address: storage.address(), dtype: DType::F32, stride: columns, ..sum.c };
+        if rows > 0 && columns > 0 {
+            self.launch_sum(op, &Sum { c, alpha: 1.0, beta: 0.0, bias: None, ..*sum }, plan)?;
+        }
+        Ok(Parts { storage, count: plan.parts, rows, columns })
+    }
+
+    /// `c = alpha (the parts' sum) + beta c + bias`, with the rest of what `sum` says.
+    fn add_parts(&self, op: &'static str, parts: &Parts, sum: &Sum) -> Result<()> {
+        let threads = parts.rows * parts.columns.div_ceil(4);
         self.launch(
             op,
             "sum_parts",
             Launch::blocks(threads.div_ceil(THREADS as usize), THREADS),
             &[
-                parts.address().into(),
-                (plan.parts as u32).into(),
-                m.into(),
-                n.into(),
+                parts.storage.address().into(),
+                (parts.count as u32).into(),
+                word(op, parts.rows)?.into(),
+                word(op, parts.columns)?.into(),
                 floats(&sum.c).into(),
                 (sum.c.stride as u64).into(),
                 bias(sum).into(),
@@ -140,6 +165,15 @@ impl Cuda {
     }
 }
 
+/// Matrices of `f32` `[rows, columns]`, one behind the other, whose sum is a product.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) storage: Storage,
+    pub(crate) count: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
 /// Elements in a type that was asked for.
 #[derive(Debug)]
 pub(crate) struct Typed {
@@ -162,8 +196,13 @@ pub(super) fn depth((a, _): &(Matrix, Matrix)) -> usize {
     if a.transposed { a.rows } else { a.columns }
 }
 
+/// Columns of b as it is read.
+fn width(b: &Matrix) -> usize {
+    if b.transposed { b.rows } else { b.columns }
+}
+
 /// A size as the kernels take it.
-fn word(op: &'static str, size: usize) -> Result<u32> {
+pub(crate) fn word(op: &'static str, size: usize) -> Result<u32> {
     let message = || format!("a product of {size} rows or columns");
     // Kernels add a tile's size to it.
     match u32::try_from(size) {

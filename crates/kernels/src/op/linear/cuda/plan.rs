@@ -97,11 +97,6 @@ impl Kernel {
         }
     }
 
-    /// Whether a part of the depth may be of so many steps.
-    fn divides(self, steps: usize) -> bool {
-        !matches!(self, Few(_)) && steps >= 4
-    }
-
     /// Elements that one load brings.
     pub(super) fn vector(self) -> usize {
         match self {
@@ -147,18 +142,28 @@ impl Plan {
         let kernels = Kernel::of(sum).iter().filter(|kernel| kernel.shared_bytes() <= gpu.shared_bytes);
         let plans = kernels.flat_map(|&kernel| PARTS.map(|parts| Plan { kernel, parts }));
         let best = plans
-            .filter(|plan| plan.parts == 1 || plan.kernel.divides(plan.steps_of_a_part(sum)))
+            .filter(|plan| plan.parts == 1 || plan.divides(sum, gpu.multiprocessors))
             .map(|plan| (plan.clocks(sum, gpu.multiprocessors), plan))
             .min_by(|x, y| x.0.total_cmp(&y.0));
         best.expect("the smallest tile fits every GPU").1
     }
 
+    /// Whether its parts are worth it: of some depth, and no more than fill the GPU, which bounds their memory besides.
+    fn divides(self, sum: &Sum, multiprocessors: u32) -> bool {
+        let enough = self.steps_of_a_part(sum) >= 4 && self.blocks(sum) <= 4 * multiprocessors as usize;
+        enough && !matches!(self.kernel, Few(_))
+    }
+
+    fn blocks(self, sum: &Sum) -> usize {
+        let [rows, columns] = self.kernel.tile();
+        sum.c.rows.div_ceil(rows) * sum.c.columns.div_ceil(columns) * self.parts
+    }
+
     /// An estimate, to choose by.
     fn clocks(self, sum: &Sum, multiprocessors: u32) -> f64 {
         let ([rows, columns], (m, n)) = (self.kernel.tile(), (sum.c.rows, sum.c.columns));
-        let tiles = m.div_ceil(rows) * n.div_ceil(columns) * self.parts;
         let products = (rows * columns * self.kernel.step() * self.steps_of_a_part(sum)) as f64;
-        let waves = tiles.div_ceil(multiprocessors as usize) as f64;
+        let waves = self.blocks(sum).div_ceil(multiprocessors as usize) as f64;
         let clocks = waves * (products / self.kernel.rate() + BLOCK_CLOCKS);
         let (bytes, rate) = (2 * self.scratch_bytes(m, n), MEMORY_RATE * f64::from(multiprocessors));
         let addition = if self.parts > 1 { LAUNCH_CLOCKS + bytes as f64 / rate } else { 0.0 };

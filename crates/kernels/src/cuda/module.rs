@@ -34,7 +34,11 @@ modules! {
     "channel": "op/channel/channel.cu",
     "dropout": "op/dropout/dropout.cu",
     "elementwise": "op/elementwise/elementwise.cu",
+    "few": "op/linear/few.cu",
     "gated_activation": "op/gated_activation/gated_activation.cu",
+    "gemm_bf16": "op/linear/gemm_bf16.cu",
+    "gemm_f32": "op/linear/gemm_f32.cu",
+    "latent": "op/linear_group/latent.cu",
     "reduce": "op/reduce/reduce.cu",
     "squared_error": "op/squared_error/squared_error.cu",
 }

@@ -80,12 +80,23 @@ pub enum Error {
         /// What failed.
         message: String,
     },
+    /// A GPU cannot be used.
+    #[error("cuda:{ordinal}: {message}")]
+    Gpu {
+        /// The number that it was asked for by.
+        ordinal: usize,
+        /// What is wrong.
+        message: String,
+        /// What helps.
+        hint: String,
+    },
 }
 
 impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Error::Gpu { hint, .. } => Some(hint.clone()),
             Error::Device { .. } => Some("check the number of threads that was asked for".into()),
             _ => None,
         }

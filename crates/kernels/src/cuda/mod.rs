@@ -10,6 +10,8 @@ mod emulator;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub mod module;
+mod nvidia;
+mod probe;
 
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ pub use self::emulator::ThreadOrder;
 use self::driver::Driver;
 use self::launch::DeviceFloats;
 use self::memory::{DeviceMemory, Storage};
+pub use self::probe::{Candidate, Problem, Products, Report, probe};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
 use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};

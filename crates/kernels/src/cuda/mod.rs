@@ -51,6 +51,16 @@ impl Cuda {
         self.driver.free_bytes().map_err(|failure| driver_error("memory", &failure))
     }
 
+    /// Who computes matrix products: the vendor's library, as `cuBLASLt 12.4.5`, or why it does not and the kernels of this
+    /// crate do.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn products(&self) -> Result<String, String> {
+        let reason = || self.driver.without_blas().unwrap_or("the driver has none").to_owned();
+        self.driver.blas().map(|blas| blas.name()).ok_or_else(reason)
+    }
+
     /// Elements of a tensor of any floating type on this device.
     pub(crate) fn floats(&self, op: &'static str, operand: &'static str, x: &Tensor) -> Result<DeviceFloats> {
         let (storage, dtype) = self.of_this_device(op, operand, x)?;

@@ -3,6 +3,7 @@
 //! The bindings are ours: those of the crate `cudarc` panic where a library or one of its functions is missing, look for
 //! the libraries of one CUDA version, and are the larger part of a build.
 
+use std::error::Error;
 use std::fmt;
 
 /// An opaque pointer of a library's; 0 is none. It is handed back to the library and never followed.
@@ -15,6 +16,13 @@ pub(super) enum Absence {
     Library(String),
     /// It has no function of this name.
     Function(&'static str),
+}
+
+impl Absence {
+    /// The system's own words, which the error has as its source.
+    pub(super) fn of(error: libloading::Error) -> Absence {
+        Absence::Library(error.source().map_or_else(|| error.to_string(), <dyn Error>::to_string))
+    }
 }
 
 impl fmt::Display for Absence {
@@ -48,7 +56,7 @@ macro_rules! library {
             pub(super) fn load(path: &std::path::Path) -> Result<Self, Absence> {
                 // SAFETY: these libraries do nothing but set themselves up when they are loaded.
                 let library = unsafe { libloading::Library::new(path) };
-                let library = library.map_err(|error| Absence::Library(error.to_string()))?;
+                let library = library.map_err(Absence::of)?;
                 // Never unloaded: the vendor's libraries have threads and work at the process's end.
                 let library = std::mem::ManuallyDrop::new(library);
                 // SAFETY: the signatures are those of the library's header.

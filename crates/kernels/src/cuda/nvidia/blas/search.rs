@@ -29,7 +29,7 @@ const PIP: [&str; 2] = ["nvidia/cublas/lib", "nvidia/cu13/lib"];
 #[derive(Clone, Debug, Default)]
 pub(in crate::cuda::nvidia) struct Search {
     /// A file, and then nothing else.
-    pub(in crate::cuda::nvidia) named: Option<PathBuf>,
+    pub(super) named: Option<PathBuf>,
     /// Whether the system's own search by name comes first.
     pub(super) by_name: bool,
     /// The root of the file system.
@@ -48,6 +48,12 @@ impl Search {
             root: "/".into(),
             prefixes: prefixes(variable),
         }
+    }
+
+    /// For one file.
+    #[cfg(test)]
+    pub(in crate::cuda::nvidia) fn only(file: PathBuf) -> Search {
+        Search { named: Some(file), ..Search::default() }
     }
 
     /// The library, and what was found where; `driver` is the CUDA version that the driver supports.

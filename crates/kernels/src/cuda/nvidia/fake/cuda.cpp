@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -82,7 +83,12 @@ static bool within(const std::map<char *, size_t> &pieces, const void *start, si
     return (char *)start + bytes <= piece->first + piece->second;
 }
 
-#define WANTS_CONTEXT if (current != &context || !retained) return INVALID_CONTEXT
+static std::recursive_mutex mutex;
+
+// One thread at a time, and one that has the context.
+#define WANTS_CONTEXT                                   \
+    std::lock_guard<std::recursive_mutex> lock(mutex);  \
+    if (current != &context || !retained) return INVALID_CONTEXT
 
 extern "C" {
 
@@ -189,11 +195,13 @@ int cuMemPoolSetAttribute(void *, int attribute, uint64_t *value) {
     return attribute == 4 && *value == UINT64_MAX ? 0 : INVALID_VALUE;
 }
 int cuMemPoolGetAttribute(void *, int attribute, uint64_t *value) {
+    WANTS_CONTEXT;
     if (attribute != 5 && attribute != 7) return INVALID_VALUE;
     *value = sum(live) + (attribute == 5 ? sum(idle) : 0);
     return 0;
 }
 int cuMemPoolTrimTo(void *, size_t) {
+    WANTS_CONTEXT;
     for (auto &piece : idle) free(piece.first);
     idle.clear();
     return 0;
@@ -231,6 +239,7 @@ int cuMemHostAlloc(void **start, size_t bytes, unsigned) {
     return 0;
 }
 int cuMemFreeHost(void *start) {
+    WANTS_CONTEXT;
     if (!pinned.erase((char *)start)) return INVALID_VALUE;
     free(start);
     return 0;

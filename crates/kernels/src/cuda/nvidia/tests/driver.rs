@@ -191,5 +191,5 @@ fn an_operation_runs() {
     let mut y = cuda.empty_of(DType::Bf16, &[1000]).unwrap();
     cuda.cast(&x, &mut y).unwrap();
     let rounded: Vec<f32> = values.iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect();
-    assert_eq!(cuda.to_f32(&y).unwrap(), rounded);
+    assert!(cuda.to_f32(&y).unwrap() == rounded);
 }

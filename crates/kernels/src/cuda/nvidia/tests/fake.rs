@@ -1,6 +1,7 @@
 //! The libraries of `fake/`, compiled for one test each, so that tests do not share their state.
 
 use std::ffi::c_int;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,7 +27,7 @@ impl Fake {
             eprintln!("no C++ compiler: the driver's bindings are not tested");
             return None;
         }
-        let products = Search { named: Some(dir.path().join("none.so")), ..Search::default() };
+        let products = Search::only(dir.path().join("none.so"));
         Some(Fake { places: Places { driver: vec![driver], products, modules: MODULES }, dir })
     }
 
@@ -35,7 +36,7 @@ impl Fake {
         let mut fake = Fake::new(&[])?;
         let library = fake.products();
         assert!(compiled("cublaslt.cpp", definitions, &library));
-        fake.places.products.named = Some(library);
+        fake.places.products = Search::only(library);
         Some(fake)
     }
 
@@ -58,12 +59,12 @@ impl Fake {
         }
     }
 
-    /// Lets launches run something.
+    /// Lets launches run something. The library stays, and knows it when it is loaded again.
     pub(super) fn hook(&self, run: Hook) {
         #[expect(unsafe_code, reason = "a function of the fake")]
         // SAFETY: the fake exports it with this signature.
         unsafe {
-            let library = Library::new(&self.places.driver[0]).unwrap();
+            let library = ManuallyDrop::new(Library::new(&self.places.driver[0]).unwrap());
             library.get::<unsafe extern "C" fn(Hook)>(b"fake_hook").unwrap()(run);
         }
     }

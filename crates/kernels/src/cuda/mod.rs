@@ -10,6 +10,7 @@ mod emulator;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub mod module;
+pub(crate) mod sizes;
 mod nvidia;
 mod probe;
 
@@ -24,7 +25,7 @@ use self::memory::{DeviceMemory, Storage};
 pub use self::probe::{Candidate, Problem, Products, Report, probe};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
-use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
+use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// A GPU.
 #[derive(Debug)]
@@ -38,17 +39,20 @@ impl Cuda {
         Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver }
     }
 
+    /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.
+    ///
+    /// # Errors
+    /// Where the kernels do not compile.
+    pub fn stand_in() -> Result<Option<Cuda>> {
+        #[cfg(feature = "emulator")]
+        return Cuda::emulated(ThreadOrder::Forward);
+        #[cfg(not(feature = "emulator"))]
+        Ok(None)
+    }
+
     /// The GPU itself.
     pub fn gpu(&self) -> &Gpu {
         self.driver.gpu()
-    }
-
-    /// Bytes of the GPU's memory that nobody has taken.
-    ///
-    /// # Errors
-    /// Where the driver does not say.
-    pub fn free_bytes(&self) -> Result<usize> {
-        self.driver.free_bytes().map_err(|failure| driver_error("memory", &failure))
     }
 
     /// Elements of a tensor of any floating type on this device.
@@ -289,6 +293,21 @@ impl Memory for Cuda {
         let mut rounded = vec![half::bf16::ZERO; values.len()];
         rounded.convert_from_f32_slice(values);
         self.upload(op, storage, &rounded)
+    }
+
+    /// Cast on the device: the host sees nothing of it.
+    fn to_owned_f32(&self, tensor: &Tensor) -> Result<Tensor> {
+        let mut owned = self.empty(tensor.shape())?;
+        self.cast(tensor, &mut owned)?;
+        Ok(owned)
+    }
+
+    fn place(&self) -> Place {
+        Place::Cuda
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.driver.free_bytes().map(Some).map_err(|failure| driver_error("free_bytes", &failure))
     }
 
     fn usage(&self) -> Usage {

@@ -28,7 +28,15 @@ macro_rules! modules {
 }
 
 modules! {
+    "activation": "op/activation/activation.cu",
+    "adamw": "op/adamw/adamw.cu",
+    "bias": "op/bias/bias.cu",
+    "channel": "op/channel/channel.cu",
+    "dropout": "op/dropout/dropout.cu",
     "elementwise": "op/elementwise/elementwise.cu",
+    "gated_activation": "op/gated_activation/gated_activation.cu",
+    "reduce": "op/reduce/reduce.cu",
+    "squared_error": "op/squared_error/squared_error.cu",
 }
 
 /// A kernel of one of the modules.

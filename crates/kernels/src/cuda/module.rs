@@ -29,6 +29,11 @@ macro_rules! modules {
 
 modules! {
     "elementwise": "op/elementwise/elementwise.cu",
+    "embedding": "op/embedding/embedding.cu",
+    "layer_norm": "op/layer_norm/layer_norm.cu",
+    "rms_norm": "op/rms_norm/rms_norm.cu",
+    "rope": "op/rope/rope.cu",
+    "rows": "op/rows/rows.cu",
 }
 
 /// A kernel of one of the modules.

@@ -30,6 +30,8 @@ macro_rules! modules {
 modules! {
     "elementwise": "op/elementwise/elementwise.cu",
     "embedding": "op/embedding/embedding.cu",
+    "gemm_bf16": "op/linear/gemm_bf16.cu",
+    "gemm_f32": "op/linear/gemm_f32.cu",
     "layer_norm": "op/layer_norm/layer_norm.cu",
     "rms_norm": "op/rms_norm/rms_norm.cu",
     "rope": "op/rope/rope.cu",

@@ -13,6 +13,7 @@ pub mod module;
 pub(crate) mod sizes;
 mod nvidia;
 mod probe;
+pub(crate) mod row;
 
 use std::sync::Arc;
 
@@ -104,7 +105,8 @@ impl Cuda {
         }
     }
 
-    fn of_this_device<'a>(
+    /// The storage of a tensor on this device, and its type.
+    pub(crate) fn of_this_device<'a>(
         &self,
         op: &'static str,
         operand: &'static str,
@@ -131,6 +133,17 @@ impl Cuda {
         #[expect(unsafe_code, reason = "a copy to the device")]
         // SAFETY: the storage is this device's and holds as many bytes.
         let outcome = unsafe { self.driver.upload(to.address(), bytes) };
+        outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// Makes all of a place on the device 0.
+    pub(crate) fn clear(&self, op: &'static str, at: &Storage) -> Result<()> {
+        if at.bytes() == 0 {
+            return Ok(());
+        }
+        #[expect(unsafe_code, reason = "memory of the device is written")]
+        // SAFETY: the storage is as large as it says.
+        let outcome = unsafe { self.driver.clear(at.address(), at.bytes()) };
         outcome.map_err(|failure| driver_error(op, &failure))
     }
 
@@ -217,13 +230,8 @@ impl Memory for Cuda {
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.take("zeros", DType::F32, shape, Origin::Device)?;
-        if let Buffer::Cuda(buffer) = &tensor.buffer
-            && !tensor.is_empty()
-        {
-            #[expect(unsafe_code, reason = "memory of the device is written")]
-            // SAFETY: the storage was taken for as many bytes.
-            let outcome = unsafe { self.driver.clear(buffer.storage.address(), tensor.bytes()) };
-            outcome.map_err(|failure| driver_error("zeros", &failure))?;
+        if let Buffer::Cuda(buffer) = &tensor.buffer {
+            self.clear("zeros", &buffer.storage)?;
         }
         Ok(tensor)
     }

@@ -10,10 +10,10 @@ mod emulator;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub mod module;
-pub(crate) mod sizes;
 mod nvidia;
 mod probe;
 pub(crate) mod row;
+pub(crate) mod sizes;
 
 use std::sync::Arc;
 
@@ -54,6 +54,16 @@ impl Cuda {
     /// The GPU itself.
     pub fn gpu(&self) -> &Gpu {
         self.driver.gpu()
+    }
+
+    /// Who computes matrix products: the vendor's library, as `cuBLASLt 12.4.5`, or why it does not and the kernels of this
+    /// crate do.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn products(&self) -> Result<String, String> {
+        let reason = || self.driver.without_blas().unwrap_or("the driver has none").to_owned();
+        self.driver.blas().map(|blas| blas.name()).ok_or_else(reason)
     }
 
     /// Elements of a tensor of any floating type on this device.

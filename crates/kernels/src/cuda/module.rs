@@ -53,6 +53,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// Its module's place in [`MODULES`].
     pub module: usize,
+    /// Its own place in its module.
+    pub index: usize,
     /// Bytes of each parameter.
     pub parameters: Vec<usize>,
 }
@@ -70,13 +72,13 @@ pub fn kernels(module: usize) -> impl Iterator<Item = Kernel> {
 }
 
 /// The kernels that a module's PTX declares.
-fn kernels_of(module: usize, ptx: &'static str) -> impl Iterator<Item = Kernel> {
+pub(crate) fn kernels_of(module: usize, ptx: &'static str) -> impl Iterator<Item = Kernel> {
     let entries = ptx.split(".entry ").skip(1);
-    entries.filter_map(move |entry| {
+    entries.enumerate().filter_map(move |(index, entry)| {
         let (name, rest) = entry.split_once('(')?;
         let (parameters, _) = rest.split_once(')')?;
         let parameters = parameters.split(',').filter_map(parameter_bytes).collect();
-        Some(Kernel { name: name.trim(), module, parameters })
+        Some(Kernel { name: name.trim(), module, index, parameters })
     })
 }
 
@@ -100,7 +102,7 @@ mod tests {
     fn parameters_of_an_entry() {
         let ptx = ".visible .entry add(\n\t.param .u64 add_param_0,\n\t.param .align 8 .b8 add_param_1[16],\n\t.param .f32 x\n)\n{\n}\n.entry none()\n{}";
         let found: Vec<Kernel> = kernels_of(3, ptx).collect();
-        assert_eq!(found[0], Kernel { name: "add", module: 3, parameters: vec![8, 16, 4] });
+        assert_eq!(found[0], Kernel { name: "add", module: 3, index: 0, parameters: vec![8, 16, 4] });
         assert_eq!(found[1].parameters, Vec::<usize>::new());
     }
 }

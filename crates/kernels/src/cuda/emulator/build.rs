@@ -24,7 +24,7 @@ const FLAGS: [&str; 10] = [
 static BUILDING: Mutex<()> = Mutex::new(());
 
 /// The library's path, built where it is not there yet; `None` where no compiler is found.
-pub(super) fn library() -> Result<Option<PathBuf>, String> {
+pub(in crate::cuda) fn library() -> Result<Option<PathBuf>, String> {
     let _one = BUILDING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let probe = Command::new(&compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();

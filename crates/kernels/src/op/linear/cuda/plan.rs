@@ -1,0 +1,159 @@
+//! Which of the crate's own kernels makes a product, and in how many parts of its depth.
+
+use crate::DType;
+use crate::cuda::driver::Gpu;
+
+use super::product::{Sum, depth};
+
+/// A kernel, by its arithmetic and the size of its tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// `bf16` on the tensor cores, 128 x 256.
+    Bf16Large,
+    /// The same, 128 x 128.
+    Bf16Medium,
+    /// The same, 64 x 64.
+    Bf16Small,
+    /// `f32` on the ordinary cores, 128 x 128; operands of any type.
+    F32Large,
+    /// The same, 64 x 64.
+    F32Small,
+}
+
+use Kernel::{Bf16Large, Bf16Medium, Bf16Small, F32Large, F32Small};
+
+impl Kernel {
+    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways.
+    fn of(sum: &Sum) -> &'static [Kernel] {
+        let terms = std::iter::once(sum.first).chain(sum.second);
+        let mut operands = terms.flat_map(|(a, b)| [a, b]);
+        let ways = !(sum.first.0.transposed && sum.first.1.transposed);
+        match ways && operands.all(|x| x.dtype == DType::Bf16) {
+            true => &[Bf16Large, Bf16Medium, Bf16Small],
+            false => &[F32Large, F32Small],
+        }
+    }
+
+    pub(super) fn name(self, sum: &Sum) -> &'static str {
+        let names = match self {
+            Bf16Large => ["gemm_bf16_256_nn", "gemm_bf16_256_nt", "gemm_bf16_256_tn"],
+            Bf16Medium => ["gemm_bf16_128_nn", "gemm_bf16_128_nt", "gemm_bf16_128_tn"],
+            Bf16Small => ["gemm_bf16_64_nn", "gemm_bf16_64_nt", "gemm_bf16_64_tn"],
+            F32Large => ["gemm_f32_128"; 3],
+            F32Small => ["gemm_f32_64"; 3],
+        };
+        match (sum.first.0.transposed, sum.first.1.transposed) {
+            (false, false) => names[0],
+            (false, true) => names[1],
+            (true, _) => names[2],
+        }
+    }
+
+    /// Rows and columns of a tile.
+    pub(super) fn tile(self) -> [usize; 2] {
+        match self {
+            Bf16Large => [128, 256],
+            Bf16Medium | F32Large => [128, 128],
+            Bf16Small | F32Small => [64, 64],
+        }
+    }
+
+    /// Products along the depth that one step adds.
+    pub(super) fn step(self) -> usize {
+        match self {
+            Bf16Large | Bf16Medium | Bf16Small => 32,
+            F32Large => 8,
+            F32Small => 16,
+        }
+    }
+
+    pub(super) fn threads(self) -> u32 {
+        match self {
+            Bf16Medium | Bf16Small => 128,
+            _ => 256,
+        }
+    }
+
+    /// Bytes of dynamic shared memory: four stages of a step of both operands.
+    pub(super) fn shared_bytes(self) -> usize {
+        let [rows, columns] = self.tile();
+        if self.products() { 4 * self.step() * (rows + columns) * DType::Bf16.size() } else { 0 }
+    }
+
+    /// Elements that one load brings.
+    pub(super) fn vector(self) -> usize {
+        if self.products() { 8 } else { 4 }
+    }
+
+    /// Whether it is one of the tensor cores'.
+    fn products(self) -> bool {
+        matches!(self, Bf16Large | Bf16Medium | Bf16Small)
+    }
+
+    /// Products that a multiprocessor adds in a clock where it is busy with tiles of this size: what the units can do (of an
+    /// A100 in `bf16`, of an H100 in `f32`), less what a smaller tile waits for memory.
+    fn rate(self) -> f64 {
+        match self {
+            Bf16Large => 1024.0,
+            Bf16Medium => 900.0,
+            Bf16Small => 500.0,
+            F32Large => 100.0,
+            F32Small => 70.0,
+        }
+    }
+}
+
+/// How a product is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) kernel: Kernel,
+    /// Blocks that share a tile, each with a part of the depth.
+    pub(super) parts: usize,
+}
+
+/// Parts that are considered.
+const PARTS: [usize; 12] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64];
+
+/// Clocks until a block's first products, and for its results.
+const BLOCK_CLOCKS: f64 = 2500.0;
+/// Clocks for the launch that adds up parts.
+const LAUNCH_CLOCKS: f64 = 5000.0;
+/// Bytes of the GPU's memory for each multiprocessor and clock.
+const MEMORY_RATE: f64 = 12.0;
+
+impl Plan {
+    /// The one of the least estimated time; ties go to larger tiles and fewer parts.
+    pub(super) fn of(sum: &Sum, gpu: &Gpu) -> Self {
+        let kernels = Kernel::of(sum).iter().filter(|kernel| kernel.shared_bytes() <= gpu.shared_bytes);
+        let plans = kernels.flat_map(|&kernel| PARTS.map(|parts| Plan { kernel, parts }));
+        let best = plans
+            .filter(|plan| plan.parts == 1 || plan.steps_of_a_part(sum) >= 4)
+            .map(|plan| (plan.clocks(sum, gpu.multiprocessors), plan))
+            .min_by(|x, y| x.0.total_cmp(&y.0));
+        best.expect("the smallest tile fits every GPU").1
+    }
+
+    /// An estimate, to choose by.
+    fn clocks(self, sum: &Sum, multiprocessors: u32) -> f64 {
+        let ([rows, columns], (m, n)) = (self.kernel.tile(), (sum.c.rows, sum.c.columns));
+        let tiles = m.div_ceil(rows) * n.div_ceil(columns) * self.parts;
+        let products = (rows * columns * self.kernel.step() * self.steps_of_a_part(sum)) as f64;
+        let waves = tiles.div_ceil(multiprocessors as usize) as f64;
+        let clocks = waves * (products / self.kernel.rate() + BLOCK_CLOCKS);
+        let (bytes, rate) = (2 * self.scratch_bytes(m, n), MEMORY_RATE * f64::from(multiprocessors));
+        let addition = if self.parts > 1 { LAUNCH_CLOCKS + bytes as f64 / rate } else { 0.0 };
+        clocks + addition
+    }
+
+    /// Steps of both terms that each part takes.
+    pub(super) fn steps_of_a_part(self, sum: &Sum) -> usize {
+        let terms = std::iter::once(&sum.first).chain(&sum.second);
+        let steps: usize = terms.map(|term| depth(term).div_ceil(self.kernel.step())).sum();
+        steps.div_ceil(self.parts)
+    }
+
+    /// Bytes of the parts' own results.
+    pub(super) fn scratch_bytes(self, m: usize, n: usize) -> usize {
+        if self.parts > 1 { self.parts * m * n * size_of::<f32>() } else { 0 }
+    }
+}

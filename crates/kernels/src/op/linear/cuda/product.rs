@@ -1,0 +1,166 @@
+//! Matrix products on a GPU: of the vendor's library where it is there, else of the crate's own kernels.
+
+use crate::cuda::blas::{Matrix, Product};
+use crate::cuda::driver_error;
+use crate::cuda::launch::{Argument, DeviceFloats, Launch, THREADS};
+use crate::{Cuda, DType, Error, Result};
+
+use super::plan::Plan;
+
+/// `c = alpha (a b + a' b') + beta c + bias`, sums in `f32`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sum {
+    /// a `[m, k]` and b `[k, n]`, as they are read; of any floating type.
+    pub(crate) first: (Matrix, Matrix),
+    /// The same with a depth of its own; its operands lie as the first's do.
+    pub(crate) second: Option<(Matrix, Matrix)>,
+    /// `[m, n]`.
+    pub(crate) c: Matrix,
+    pub(crate) alpha: f32,
+    pub(crate) beta: f32,
+    /// `[n]`, of any floating type.
+    pub(crate) bias: Option<DeviceFloats>,
+}
+
+impl Cuda {
+    /// A product whose operands are of one type, `bf16` or `f32`; c may be anything where beta is 0, and is no operand.
+    pub(crate) fn product(&self, op: &'static str, product: &Product) -> Result<()> {
+        let &Product { a, b, c, alpha, beta, bias } = product;
+        let bias = bias.map(|address| DeviceFloats { address, dtype: c.dtype });
+        self.sum(op, &Sum { first: (a, b), second: None, c, alpha, beta, bias })
+    }
+
+    /// A sum of products, by the library where it knows a way.
+    pub(crate) fn sum(&self, op: &'static str, sum: &Sum) -> Result<()> {
+        match sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
+            true => Ok(()),
+            false => self.sum_by_kernels(op, sum, Plan::of(sum, self.gpu())),
+        }
+    }
+
+    /// Whether the vendor's library has done it: it takes one term of one type.
+    fn sum_by_library(&self, op: &'static str, sum: &Sum) -> Result<bool> {
+        let &Sum { first: (a, b), second, c, alpha, beta, bias } = sum;
+        let Some(blas) = self.driver.blas() else { return Ok(false) };
+        let types = a.dtype == b.dtype && bias.is_none_or(|bias| bias.dtype == c.dtype);
+        if second.is_some() || !types || depth(&sum.first) == 0 {
+            return Ok(false);
+        }
+        let product = Product { a, b, c, alpha, beta, bias: bias.map(|bias| bias.address) };
+        #[expect(unsafe_code, reason = "the library reads and writes what it is given the address of")]
+        // SAFETY: the operation has checked that its tensors are as large as their shapes say.
+        let outcome = unsafe { blas.product(&product) };
+        outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// By the kernels of a plan, which takes such a sum.
+    pub(super) fn sum_by_kernels(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<()> {
+        let (m, n) = (word(op, sum.c.rows)?, word(op, sum.c.columns)?);
+        if plan.parts == 1 {
+            return self.launch_sum(op, sum, plan);
+        }
+        let parts = self.scratch(op, plan.scratch_bytes(sum.c.rows, sum.c.columns))?;
+        let c = Matrix { address: parts.address(), dtype: DType::F32, stride: sum.c.columns, ..sum.c };
+        self.launch_sum(op, &Sum { c, alpha: 1.0, beta: 0.0, bias: None, ..*sum }, plan)?;
+        let threads = sum.c.rows * sum.c.columns.div_ceil(4);
+        self.launch(
+            op,
+            "sum_parts",
+            Launch::blocks(threads.div_ceil(THREADS as usize), THREADS),
+            &[
+                parts.address().into(),
+                (plan.parts as u32).into(),
+                m.into(),
+                n.into(),
+                floats(&sum.c).into(),
+                (sum.c.stride as u64).into(),
+                bias(sum).into(),
+                sum.alpha.into(),
+                sum.beta.into(),
+                u32::from(output_aligned(sum)).into(),
+            ],
+        )
+    }
+
+    /// Launches the plan's kernel; c is f32 of m x n for each part where there are several.
+    fn launch_sum(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<()> {
+        let kernel = plan.kernel;
+        let absent = Matrix { rows: 0, columns: 0, address: 0, ..sum.first.0 };
+        let second = sum.second.unwrap_or((absent, absent));
+        let mut arguments: Vec<Argument> = Vec::with_capacity(19);
+        for (a, b) in [sum.first, second] {
+            for x in [a, b] {
+                arguments.extend([Argument::from(floats(&x)), (x.stride as u64).into()]);
+            }
+            arguments.push(word(op, depth(&(a, b)))?.into());
+        }
+        let rest: [Argument; 9] = [
+            layout(sum, second, kernel.vector()).into(),
+            word(op, sum.c.rows)?.into(),
+            word(op, sum.c.columns)?.into(),
+            floats(&sum.c).into(),
+            (sum.c.stride as u64).into(),
+            bias(sum).into(),
+            sum.alpha.into(),
+            sum.beta.into(),
+            word(op, plan.steps_of_a_part(sum))?.into(),
+        ];
+        arguments.extend(rest);
+        let [rows, columns] = kernel.tile();
+        let tiles = sum.c.rows.div_ceil(rows) * sum.c.columns.div_ceil(columns);
+        let launch = Launch {
+            grid: [tiles, 1, plan.parts],
+            threads: kernel.threads(),
+            shared_bytes: kernel.shared_bytes(),
+        };
+        self.launch(op, kernel.name(sum), launch, &arguments)
+    }
+}
+
+/// Products along the depth of a term.
+pub(super) fn depth((a, _): &(Matrix, Matrix)) -> usize {
+    if a.transposed { a.rows } else { a.columns }
+}
+
+/// A size as the kernels take it.
+fn word(op: &'static str, size: usize) -> Result<u32> {
+    let message = || format!("a product of {size} rows or columns");
+    // Kernels add a tile's size to it.
+    match u32::try_from(size) {
+        Ok(size) if size <= u32::MAX / 2 => Ok(size),
+        _ => Err(Error::Value { op, message: message() }),
+    }
+}
+
+fn floats(matrix: &Matrix) -> DeviceFloats {
+    DeviceFloats { address: matrix.address, dtype: matrix.dtype }
+}
+
+fn bias(sum: &Sum) -> DeviceFloats {
+    sum.bias.unwrap_or(DeviceFloats { address: 0, dtype: DType::F32 })
+}
+
+/// Whether four elements of a row of c, and of the bias, can be written at once.
+fn output_aligned(sum: &Sum) -> bool {
+    aligned(&sum.c, 4) && sum.bias.is_none_or(|bias| bias.address.is_multiple_of(16))
+}
+
+/// Whether vectors of so many elements can be read of a matrix.
+fn aligned(matrix: &Matrix, vector: usize) -> bool {
+    let bytes = vector * matrix.dtype.size();
+    matrix.address.is_multiple_of(bytes as u64) && matrix.stride.is_multiple_of(vector)
+}
+
+/// The bits of `gemm.cuh`.
+fn layout(sum: &Sum, second: (Matrix, Matrix), vector: usize) -> u32 {
+    let bits = [
+        sum.first.0.transposed,
+        sum.first.1.transposed,
+        aligned(&sum.first.0, vector),
+        aligned(&sum.first.1, vector),
+        aligned(&second.0, vector),
+        aligned(&second.1, vector),
+        output_aligned(sum),
+    ];
+    bits.iter().enumerate().map(|(bit, &set)| u32::from(set) << bit).sum()
+}

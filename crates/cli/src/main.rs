@@ -12,6 +12,7 @@ mod base;
 mod bench;
 mod command;
 mod config_file;
+mod device;
 mod directory;
 mod display;
 mod embedded;

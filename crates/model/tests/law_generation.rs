@@ -77,7 +77,7 @@ fn a_cache_takes_the_bytes_that_are_planned() {
             let before = model.kernels().usage().live_bytes;
             let decoder = Decoder::new(&model, &Frozen, &prompts(), 6).unwrap();
             let taken = model.kernels().usage().live_bytes - before;
-            assert_eq!(taken, Footprint::new(model.config(), dtype).cache(&[11, 7, 13]), "{}", family.name);
+            assert_eq!(taken, Footprint::new(model.config(), dtype, model.kernels().place()).cache(&[11, 7, 13]), "{}", family.name);
             drop(decoder);
         }
     }

@@ -46,13 +46,13 @@ fn what_a_block_keeps_is_planned_to_the_byte() {
         let model = family.with(sizes(family.name));
         let batch = Texts::new().batch(&model);
         let x = model.embed(&batch).unwrap();
-        let before = model.kernels().usage().live_bytes - lora_sb_kernels::allocated_bytes(x.len());
+        let before = model.kernels().usage().live_bytes - model.kernels().place().bytes(x.len());
         let (y, saved) = model.block_forward(1, x, &batch, &Frozen).unwrap();
         drop(y);
         let held = model.kernels().usage().live_bytes - before;
         assert_eq!(
             held,
-            Footprint::new(model.config(), DType::F32).block_saved(batch.tokens()),
+            Footprint::new(model.config(), DType::F32, model.kernels().place()).block_saved(batch.tokens()),
             "{}",
             family.name
         );
@@ -138,7 +138,7 @@ fn peak(
     model.loss_and_gradients(batch, &mut Frozen, gradients, recompute).unwrap();
     let usage = kernels.usage();
     assert_eq!(usage.live_bytes, before, "a step leaves nothing behind");
-    let footprint = Footprint::new(model.config(), model.dtype());
+    let footprint = Footprint::new(model.config(), model.dtype(), kernels.place());
     let told = footprint.activations(batch.tokens(), batch.labelled(), recompute, trained);
     (usage.peak_bytes - before, told)
 }

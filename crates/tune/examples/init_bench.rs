@@ -71,7 +71,7 @@ fn main() -> Result<(), Anything> {
     };
     let sites = model.sites();
     let plan = EstimatePlan {
-        footprint: Footprint::new(model.config(), dtype),
+        footprint: Footprint::new(model.config(), dtype, kernels.place()),
         adapter: &adapter,
         sites: &sites,
         size: EstimateSize::of(&examples, adapter.init.max_tokens),

@@ -20,7 +20,7 @@ fn model(dtype: DType) -> Model {
         "max_position_embeddings": 64, "tie_word_embeddings": false}}"#
     );
     let config = Config::from_json(json.as_bytes()).unwrap();
-    let mut model = Model::random(config, common::cpu(), 1, Storage::Trainable).unwrap();
+    let mut model = Model::random(config, common::device(), 1, Storage::Trainable).unwrap();
     model.set_dtype(dtype).unwrap();
     model
 }
@@ -38,7 +38,7 @@ fn plan<'a>(
     examples: &[Example],
 ) -> EstimatePlan<'a> {
     let size = EstimateSize::of(examples, adapter.init.max_tokens);
-    EstimatePlan { footprint: Footprint::new(model.config(), model.dtype()), adapter, sites, size }
+    EstimatePlan { footprint: Footprint::new(model.config(), model.dtype(), model.kernels().place()), adapter, sites, size }
 }
 
 #[test]

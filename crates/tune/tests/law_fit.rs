@@ -77,7 +77,7 @@ fn law_an_accepted_plan_is_within_its_limit_and_less_memory_never_costs_less_wor
     for_each_run(|what, request| {
         let fastest = fit(request, GradientCheckpointing::Auto, None, None).unwrap();
         assert_eq!((fastest.recompute, blocks(&fastest)), (Recompute::None, 0), "{what}");
-        assert_eq!(fastest.loss_chunk, Footprint::new(request.config, request.dtype).loss_chunk, "{what}");
+        assert_eq!(fastest.loss_chunk, Footprint::new(request.config, request.dtype, request.place).loss_chunk, "{what}");
         let peak = fastest.memory.peak();
         let at_limit = fit(request, GradientCheckpointing::Auto, None, Some(peak)).unwrap();
         assert_eq!(at_limit, fastest, "{what}: a limit that is met is no limit");
@@ -127,7 +127,7 @@ fn law_no_cheaper_layout_would_have_fitted() {
             let Ok(found) = fit(request, GradientCheckpointing::Auto, None, Some(limit)) else { continue };
             let Some(fewer) = blocks(&found).checked_sub(1) else { continue };
             let recompute = if fewer == 0 { Recompute::None } else { Recompute::First(fewer) };
-            let loss_chunk = Footprint::new(request.config, request.dtype).loss_chunk;
+            let loss_chunk = Footprint::new(request.config, request.dtype, request.place).loss_chunk;
             let cheaper = MemoryPlan::new(&MemoryRequest { recompute, loss_chunk, ..*request });
             assert!(cheaper.peak() > limit, "{what} at {percent} %");
         }

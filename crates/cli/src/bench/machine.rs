@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::base::all_cores;
+use crate::device::all_cores;
 use crate::display::{bytes, count};
 
 /// A machine, as far as it tells what it is.

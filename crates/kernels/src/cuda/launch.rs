@@ -159,8 +159,7 @@ impl Cuda {
         }
         let pointers = values.iter().map(|value| value.0.as_ptr().cast::<c_void>().cast_mut());
         let start = Start {
-            module: found.module,
-            kernel,
+            kernel: found,
             grid: [x as u32, y as u32, z as u32],
             threads: launch.threads,
             shared_bytes: launch.shared_bytes as u32,

@@ -10,6 +10,10 @@ mod emulator;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub mod module;
+mod nvidia;
+mod probe;
+pub(crate) mod row;
+pub(crate) mod sizes;
 
 use std::sync::Arc;
 
@@ -19,9 +23,10 @@ pub use self::driver::Gpu;
 pub use self::emulator::ThreadOrder;
 use self::launch::DeviceFloats;
 use self::memory::{DeviceMemory, Storage};
+pub use self::probe::{Candidate, Problem, Products, Report, probe};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
-use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
+use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// A GPU.
 #[derive(Debug)]
@@ -35,17 +40,30 @@ impl Cuda {
         Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver }
     }
 
+    /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.
+    ///
+    /// # Errors
+    /// Where the kernels do not compile.
+    pub fn stand_in() -> Result<Option<Cuda>> {
+        #[cfg(feature = "emulator")]
+        return Cuda::emulated(ThreadOrder::Forward);
+        #[cfg(not(feature = "emulator"))]
+        Ok(None)
+    }
+
     /// The GPU itself.
     pub fn gpu(&self) -> &Gpu {
         self.driver.gpu()
     }
 
-    /// Bytes of the GPU's memory that nobody has taken.
+    /// Who computes matrix products: the vendor's library, as `cuBLASLt 12.4.5`, or why it does not and the kernels of this
+    /// crate do.
     ///
     /// # Errors
-    /// Where the driver does not say.
-    pub fn free_bytes(&self) -> Result<usize> {
-        self.driver.free_bytes().map_err(|failure| driver_error("memory", &failure))
+    /// The reason, in words.
+    pub fn products(&self) -> Result<String, String> {
+        let reason = || self.driver.without_blas().unwrap_or("the driver has none").to_owned();
+        self.driver.blas().map(|blas| blas.name()).ok_or_else(reason)
     }
 
     /// Elements of a tensor of any floating type on this device.
@@ -101,7 +119,8 @@ impl Cuda {
         }
     }
 
-    fn of_this_device<'a>(
+    /// The storage of a tensor on this device, and its type.
+    pub(crate) fn of_this_device<'a>(
         &self,
         op: &'static str,
         operand: &'static str,
@@ -133,6 +152,17 @@ impl Cuda {
         #[expect(unsafe_code, reason = "a copy to the device")]
         // SAFETY: the storage is this device's and holds as many bytes.
         let outcome = unsafe { self.driver.upload(to.address(), bytes) };
+        outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// Makes all of a place on the device 0.
+    pub(crate) fn clear(&self, op: &'static str, at: &Storage) -> Result<()> {
+        if at.bytes() == 0 {
+            return Ok(());
+        }
+        #[expect(unsafe_code, reason = "memory of the device is written")]
+        // SAFETY: the storage is as large as it says.
+        let outcome = unsafe { self.driver.clear(at.address(), at.bytes()) };
         outcome.map_err(|failure| driver_error(op, &failure))
     }
 
@@ -219,13 +249,8 @@ impl Memory for Cuda {
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.take("zeros", DType::F32, shape, Origin::Device)?;
-        if let Buffer::Cuda(buffer) = &tensor.buffer
-            && !tensor.is_empty()
-        {
-            #[expect(unsafe_code, reason = "memory of the device is written")]
-            // SAFETY: the storage was taken for as many bytes.
-            let outcome = unsafe { self.driver.clear(buffer.storage.address(), tensor.bytes()) };
-            outcome.map_err(|failure| driver_error("zeros", &failure))?;
+        if let Buffer::Cuda(buffer) = &tensor.buffer {
+            self.clear("zeros", &buffer.storage)?;
         }
         Ok(tensor)
     }
@@ -295,6 +320,21 @@ impl Memory for Cuda {
         let mut rounded = vec![half::bf16::ZERO; values.len()];
         rounded.convert_from_f32_slice(values);
         self.upload(op, storage, &rounded)
+    }
+
+    /// Cast on the device: the host sees nothing of it.
+    fn to_owned_f32(&self, tensor: &Tensor) -> Result<Tensor> {
+        let mut owned = self.empty(tensor.shape())?;
+        self.cast(tensor, &mut owned)?;
+        Ok(owned)
+    }
+
+    fn place(&self) -> Place {
+        Place::Cuda
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.driver.free_bytes().map(Some).map_err(|failure| driver_error("free_bytes", &failure))
     }
 
     fn usage(&self) -> Usage {

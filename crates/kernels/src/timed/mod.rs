@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use self::cost::Cost;
-use crate::{DType, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
+use crate::{DType, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// Seconds since some fixed moment.
 pub type Stopwatch = dyn Fn() -> f64 + Send + Sync;
@@ -164,6 +164,14 @@ impl Memory for Timed {
 
     fn to_owned_f32(&self, tensor: &Tensor) -> Result<Tensor> {
         self.timed(MEMORY, Cost::moved(&[tensor]), || self.inner.to_owned_f32(tensor))
+    }
+
+    fn place(&self) -> Place {
+        self.inner.place()
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.inner.free_bytes()
     }
 
     fn usage(&self) -> Usage {

@@ -245,7 +245,7 @@ impl Start<'_> {
             Ok(())
         };
         let plan = EstimatePlan {
-            footprint: Footprint::new(model.config(), model.dtype()),
+            footprint: Footprint::new(model.config(), model.dtype(), model.kernels().place()),
             adapter: config,
             sites,
             size: EstimateSize::of(*examples, config.init.max_tokens),

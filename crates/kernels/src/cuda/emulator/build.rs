@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
-use crate::cuda::module::{MODULES, kernels};
+use crate::cuda::module::{MODULES, Module, kernels};
 
 const FLAGS: [&str; 12] = [
     "-std=c++17",
@@ -27,7 +27,7 @@ const FLAGS: [&str; 12] = [
 static BUILDING: Mutex<()> = Mutex::new(());
 
 /// The library's path, built where it is not there yet; `None` where no compiler is found.
-pub(super) fn library() -> Result<Option<PathBuf>, String> {
+pub(in crate::cuda) fn library() -> Result<Option<PathBuf>, String> {
     let _one = BUILDING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let probe = Command::new(&compiler).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -39,6 +39,13 @@ pub(super) fn library() -> Result<Option<PathBuf>, String> {
     std::fs::create_dir_all(&out).map_err(|error| format!("{}: {error}", out.display()))?;
     let build = Build { compiler, src: Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), out };
     build.run().map(Some)
+}
+
+/// A module as C++. What it defines is its own: the linker would take one for another where two modules' functions or shared
+/// variables have a name in common.
+fn unit(module: &Module, registered: &str) -> String {
+    let Module { name, source, .. } = module;
+    format!("#include \"emulator.hpp\"\nnamespace of_{name} {{\n#include \"{source}\"\n{registered}}}\n")
 }
 
 struct Build {
@@ -57,7 +64,7 @@ impl Build {
         )];
         for (index, module) in MODULES.iter().enumerate() {
             let registered = kernels(index).map(|kernel| format!("EMULATE({});\n", kernel.name));
-            let unit = format!("#include \"{}\"\n{}", module.source, registered.collect::<String>());
+            let unit = unit(module, &registered.collect::<String>());
             units.push((module.name.to_string(), unit, self.with_includes(module.source)?));
         }
         let objects: Vec<PathBuf> = units

@@ -10,6 +10,8 @@ use std::ffi::{CString, c_char, c_int, c_void};
 
 use libloading::Library;
 
+#[cfg(test)]
+pub(super) use self::build::library;
 use super::Cuda;
 use super::blas::Blas;
 use super::driver::{Driver, Failure, Gpu, Outcome, Start};
@@ -121,7 +123,7 @@ impl Driver for Emulator {
         if start.shared_bytes as usize > self.gpu.shared_bytes {
             return Err(failed("more shared memory than a block may take"));
         }
-        let name = CString::new(start.kernel).map_err(|_| failed("a name with a zero byte"))?;
+        let name = CString::new(start.kernel.name).map_err(|_| failed("a name with a zero byte"))?;
         // SAFETY: the library exports it with this signature; the arguments are the caller's promise.
         let code = unsafe {
             let emulate = self.library.get::<Emulate>(b"emulate").map_err(|error| missing(&error))?;

@@ -102,7 +102,7 @@ impl Attention for Cpu {
 
 /// Bytes that attention takes beside its operands on so many threads, forward or backward, for sequences of up to
 /// `longest` tokens, which are all.
-pub fn attention_scratch_bytes(
+pub(crate) fn attention_scratch_bytes(
     dtype: DType,
     geometry: &AttentionShape,
     longest: usize,

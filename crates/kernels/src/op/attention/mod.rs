@@ -24,7 +24,7 @@ pub mod naive;
 mod operands;
 mod tile;
 
-pub use cpu::attention_scratch_bytes;
+pub(crate) use cpu::attention_scratch_bytes;
 pub use geometry::{AttentionShape, Mask, Segments};
 
 use crate::{Result, Tensor, shape};

@@ -7,7 +7,7 @@
 //! `dshift = sum over t of dy`.
 
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 pub mod naive;
 
 use crate::{Accum, Result, Tensor, shape};

@@ -2,10 +2,10 @@
 
 use half::bf16;
 
-use super::{Rows, copy_width, width};
+use super::{Rows, check_once, copy_width, width};
 use crate::buffer::{Floats, FloatsMut};
 use crate::cpu::blocks::rows_per_block;
-use crate::{Cpu, Error, Result, Tensor};
+use crate::{Cpu, Result, Tensor};
 
 impl Rows for Cpu {
     fn gather_rows(&self, rows: &Tensor, x: &Tensor, y: &mut Tensor) -> Result<()> {
@@ -57,10 +57,7 @@ impl Rows for Cpu {
         let (from, to) = (from.u32(op, "from")?, to.u32(op, "to")?);
         let mut pairs: Vec<(u32, u32)> = to.iter().copied().zip(from.iter().copied()).collect();
         pairs.sort_unstable();
-        if let Some(twice) = pairs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            let message = format!("row {} of y would be written twice", twice[0].0);
-            return Err(Error::Value { op, message });
-        }
+        check_once(op, pairs.iter().map(|pair| pair.0))?;
         let (empty, x) = (x.is_empty() || y.is_empty(), x.floats(op, "x")?);
         let y = y.floats_mut(op, "y")?;
         if empty {

@@ -2,7 +2,7 @@
 //! their way into a cache.
 
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};
@@ -47,6 +47,18 @@ pub(crate) fn copy_width(
     below(op, from.u32(op, "from")?, "S", s)?;
     below(op, to.u32(op, "to")?, "P", p)?;
     Ok(d)
+}
+
+/// Checks that no row is written twice; the rows are sorted.
+fn check_once(op: &'static str, sorted: impl Iterator<Item = u32>) -> Result<()> {
+    let mut last = None;
+    for row in sorted {
+        if last == Some(row) {
+            return Err(Error::Value { op, message: format!("row {row} of y would be written twice") });
+        }
+        last = Some(row);
+    }
+    Ok(())
 }
 
 fn below(op: &'static str, rows: &[u32], axis: &str, size: usize) -> Result<()> {

@@ -1,0 +1,6 @@
+//! The bindings against libraries on host memory: what is asked of the driver, and what its failures read like.
+
+mod driver;
+mod fake;
+mod products;
+mod refusals;

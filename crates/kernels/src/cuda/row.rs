@@ -1,0 +1,23 @@
+//! How kernels of `row.cuh` are launched: a team of threads for each row of a matrix.
+
+use super::launch::Launch;
+
+/// Elements of a row that a thread holds, and the most threads of a block: those of `row.cuh`.
+const HELD: usize = 16;
+const MOST_THREADS: u32 = 512;
+
+/// The fewest threads of a block; teams that are smaller share one.
+const FEWEST_THREADS: u32 = 128;
+
+/// The threads of a team for a row of `width` elements: a power of two of them, at least a warp.
+fn team(width: usize) -> u32 {
+    let wanted = width.div_ceil(HELD).next_power_of_two().min(MOST_THREADS as usize);
+    (wanted as u32).max(32)
+}
+
+/// The launch for every row of a matrix, and the threads of a team.
+pub(crate) fn teams(rows: usize, width: usize) -> (Launch, u32) {
+    let team = team(width);
+    let threads = team.max(FEWEST_THREADS);
+    (Launch::blocks(rows.div_ceil((threads / team) as usize), threads), team)
+}

@@ -1,0 +1,50 @@
+//! What tensors and operations take of a GPU's memory, for plans.
+
+use super::memory::granules;
+use crate::{AttentionShape, DType, LossGradients};
+
+/// Bytes of the driver's context: code of kernels, stacks and queues of every multiprocessor. A constant that covers what
+/// the vendor's tools show for a process without tensors on GPUs of compute capability 8.0 to 9.0, some 300 to 500 MiB; a
+/// limit that comes from what the driver reports as free does not depend on it.
+const CONTEXT_BYTES: usize = 500 << 20;
+
+/// Bytes of cuBLASLt's workspace.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// What a process takes before its first tensor.
+pub(crate) const OVERHEAD_BYTES: usize = CONTEXT_BYTES + WORKSPACE_BYTES;
+
+/// The part of the memory in use, one in so many, that a plan leaves to the gaps in the driver's pool: an estimate.
+const FRAGMENTATION: usize = 32;
+
+pub(crate) fn fragmentation_bytes(peak: usize) -> usize {
+    peak / FRAGMENTATION
+}
+
+pub(crate) fn tensor_bytes(bytes: usize) -> usize {
+    granules(bytes)
+}
+
+/// Operands are read as they lie.
+pub(crate) fn product_scratch_bytes(_: DType, _m: usize, _n: usize, _k: usize) -> usize {
+    0
+}
+
+/// The row sums of the backward, and the gradient of q as it is summed.
+pub(crate) fn attention_scratch_bytes(_: DType, shape: &AttentionShape, tokens: usize) -> usize {
+    let f32s = |count: usize| granules(count * size_of::<f32>());
+    f32s(tokens * shape.heads) + f32s(tokens * shape.heads * shape.head_size)
+}
+
+pub(crate) fn loss_row_bytes(v: usize, d: usize) -> usize {
+    (v + d) * size_of::<f32>()
+}
+
+pub(crate) fn loss_scratch_bytes(
+    _: DType,
+    (n, v, d): (usize, usize, usize),
+    chunk_rows: usize,
+    _: LossGradients,
+) -> usize {
+    granules(chunk_rows.min(n) * loss_row_bytes(v, d))
+}

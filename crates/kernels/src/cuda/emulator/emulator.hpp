@@ -89,7 +89,7 @@ struct Warp {
 
 struct Block {
     dim3 index, grid, size;
-    u8* dynamic_shared;
+    unsigned char* dynamic_shared;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Thread* current;

@@ -46,10 +46,8 @@ impl Cuda {
     fn sum_by_library(&self, op: &'static str, sum: &Sum) -> Result<bool> {
         let Some(blas) = self.driver.blas().filter(|_| library_is_faster(sum)) else { return Ok(false) };
         let &Sum { first: (a, b), second, c, alpha, beta, bias } = sum;
-        if let Some(first) = second {
-            self.sum(op, &Sum { first, second: None, ..*sum })?;
-            self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })?;
-            return Ok(true);
+        if let Some(second) = second {
+            return self.two_sums(op, sum, second).map(|()| true);
         }
         let rounded = bias.map(|bias| self.as_type(op, bias, c.columns, c.dtype)).transpose()?;
         let bias = rounded.as_ref().map(|bias| bias.floats.address);
@@ -57,6 +55,12 @@ impl Cuda {
         // SAFETY: the operation has checked that its tensors are as large as their shapes say.
         let outcome = unsafe { blas.product(&Product { a, b, c, alpha, beta, bias }) };
         outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// A sum of two terms as two sums, the second term's first.
+    pub(super) fn two_sums(&self, op: &'static str, sum: &Sum, second: (Matrix, Matrix)) -> Result<()> {
+        self.sum(op, &Sum { first: second, second: None, ..*sum })?;
+        self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })
     }
 
     /// Elements in another type: where they are, or in scratch.

@@ -1,8 +1,8 @@
 // Matrix products of bf16 on the tensor cores: products exact, sums in f32.
 //
 // A block's warps each make 64 x 64 (or 32 x 32) of its tile. The operands go through shared memory in steps of 32 along
-// the depth, several steps ahead; the fragments of a warp's next 16 are loaded while the tensor cores are busy with the last.
-// The scheme is that of CUTLASS's pipelined products for compute capability 8.0.
+// the depth, several steps ahead; the fragments of a warp's next 16 are loaded while the tensor cores are busy with the
+// last. The scheme is that of CUTLASS's pipelined products for compute capability 8.0.
 
 #include "op/linear/gemm.cuh"
 
@@ -55,8 +55,8 @@ struct Tile {
         *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
     }
 
-    // Fragments of 16 across by 16 along the depth, from (across, 16 half) on: the 8 x 8 matrices of lanes 8 to 15 are next to
-    // the first across, those of lanes 16 to 23 along, or with `B` the other way round. See `mma`.
+    // Fragments of 16 across by 16 along the depth, from (across, 16 half) on: the 8 x 8 matrix of lanes 8 to 15 is next to
+    // the first one across, that of lanes 16 to 23 along, or with `B` the other way round. See `mma`.
     template <bool B>
     static DEVICE void fragments(u32 (&r)[4], const u8* tile, u32 across, u32 half) {
         u32 lane = lane_index(), in = lane % 8, low = lane / 8 % 2, high = lane / 16;
@@ -150,7 +150,8 @@ struct Product {
         __syncthreads();
     }
 
-    // Sums go through a piece of shared memory of the warp's own, 16 rows at a time, and from there whole rows to the result.
+    // Sums go through a piece of shared memory of the warp's own, 16 rows at a time, and from there whole rows to the
+    // result.
     DEVICE void finish() const {
         // 8 banks from one row to the next, for the four rows that are written at once.
         constexpr u32 PITCH = WARP_COLUMNS + 8, LANES = WARP_COLUMNS / 4;

@@ -1,5 +1,7 @@
 //! The linear layer on a GPU.
 
+#[cfg(all(test, feature = "emulator"))]
+mod library_tests;
 pub(crate) mod plan;
 pub(crate) mod product;
 #[cfg(all(test, feature = "emulator"))]

@@ -72,8 +72,8 @@ KERNEL __launch_bounds__(THREADS) latent(const float* parts, u32 count, u64 part
 }
 
 // y_j = x_j for up to four tensors, of `count_j` elements; one line of blocks for each.
-KERNEL cast_four(Floats x0, FloatsMut y0, u64 count0, Floats x1, FloatsMut y1, u64 count1, Floats x2, FloatsMut y2, u64 count2,
-    Floats x3, FloatsMut y3, u64 count3) {
+KERNEL cast_four(Floats x0, FloatsMut y0, u64 count0, Floats x1, FloatsMut y1, u64 count1, Floats x2, FloatsMut y2,
+    u64 count2, Floats x3, FloatsMut y3, u64 count3) {
     u32 which = blockIdx.y;
     Floats x = which == 0 ? x0 : which == 1 ? x1 : which == 2 ? x2 : x3;
     FloatsMut y = which == 0 ? y0 : which == 1 ? y1 : which == 2 ? y2 : y3;

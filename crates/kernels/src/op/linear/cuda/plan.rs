@@ -3,7 +3,7 @@
 use crate::DType;
 use crate::cuda::driver::Gpu;
 
-use super::product::{Sum, depth};
+use super::product::{Sum, aligned, depth};
 
 /// A kernel, by its arithmetic and the size of its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,19 +28,22 @@ use Kernel::{Bf16Large, Bf16Medium, Bf16Small, F32Large, F32Small, Few};
 pub(crate) const FEW_ROWS: usize = 8;
 
 impl Kernel {
-    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways.
+    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways, and the larger ones
+    /// only such that lie at whole vectors.
     fn of(sum: &Sum) -> &'static [Kernel] {
-        let terms = std::iter::once(sum.first).chain(sum.second);
-        let mut operands = terms.flat_map(|(a, b)| [a, b]);
+        let mut operands = sum.operands();
         let transposed = (sum.first.0.transposed, sum.first.1.transposed);
         match sum.c.rows {
             1 if transposed == (false, true) => &[Few(1)],
             2..=4 if transposed == (false, true) => &[Few(4)],
             5..=FEW_ROWS if transposed == (false, true) => &[Few(8)],
-            _ if transposed != (true, true) && operands.all(|x| x.dtype == DType::Bf16) => {
+            _ if transposed == (true, true) || operands.any(|x| x.dtype != DType::Bf16) => {
+                &[F32Large, F32Small]
+            }
+            _ if sum.operands().all(|x| aligned(&x, Bf16Large.vector())) => {
                 &[Bf16Large, Bf16Medium, Bf16Small]
             }
-            _ => &[F32Large, F32Small],
+            _ => &[Bf16Small],
         }
     }
 
@@ -172,8 +175,7 @@ impl Plan {
 
     /// Steps of both terms that each part takes.
     pub(super) fn steps_of_a_part(self, sum: &Sum) -> usize {
-        let terms = std::iter::once(&sum.first).chain(&sum.second);
-        let steps: usize = terms.map(|term| depth(term).div_ceil(self.kernel.step())).sum();
+        let steps: usize = sum.terms().map(|term| depth(&term).div_ceil(self.kernel.step())).sum();
         steps.div_ceil(self.parts)
     }
 

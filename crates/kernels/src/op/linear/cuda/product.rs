@@ -23,6 +23,21 @@ pub(crate) struct Sum {
     pub(crate) bias: Option<DeviceFloats>,
 }
 
+impl Sum {
+    pub(super) fn terms(&self) -> impl Iterator<Item = (Matrix, Matrix)> {
+        std::iter::once(self.first).chain(self.second)
+    }
+
+    pub(super) fn operands(&self) -> impl Iterator<Item = Matrix> {
+        self.terms().flat_map(|(a, b)| [a, b])
+    }
+
+    /// Products of the first term.
+    fn products(&self) -> usize {
+        self.c.rows * self.c.columns * depth(&self.first)
+    }
+}
+
 impl Cuda {
     /// A product whose operands are of one type, `bf16` or `f32`; c may be anything where beta is 0, and is no operand.
     pub(crate) fn product(&self, op: &'static str, product: &Product) -> Result<()> {
@@ -33,9 +48,15 @@ impl Cuda {
 
     /// A sum of products.
     pub(crate) fn sum(&self, op: &'static str, sum: &Sum) -> Result<()> {
-        match sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
-            true => Ok(()),
-            false => self.sum_by_kernels(op, sum, Plan::of(sum, self.gpu())),
+        if sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
+            return Ok(());
+        }
+        match sum.second {
+            // A thin term at odd places would keep the whole sum from the fastest kernels.
+            Some(second) if sum.products() >= TWO_LAUNCHES && at_odds(sum.first, second) => {
+                self.two_sums(op, sum, second)
+            }
+            _ => self.sum_by_kernels(op, sum, Plan::of(sum, self.gpu())),
         }
     }
 
@@ -46,10 +67,8 @@ impl Cuda {
     fn sum_by_library(&self, op: &'static str, sum: &Sum) -> Result<bool> {
         let Some(blas) = self.driver.blas().filter(|_| library_is_faster(sum)) else { return Ok(false) };
         let &Sum { first: (a, b), second, c, alpha, beta, bias } = sum;
-        if let Some(first) = second {
-            self.sum(op, &Sum { first, second: None, ..*sum })?;
-            self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })?;
-            return Ok(true);
+        if let Some(second) = second {
+            return self.two_sums(op, sum, second).map(|()| true);
         }
         let rounded = bias.map(|bias| self.as_type(op, bias, c.columns, c.dtype)).transpose()?;
         let bias = rounded.as_ref().map(|bias| bias.floats.address);
@@ -57,6 +76,12 @@ impl Cuda {
         // SAFETY: the operation has checked that its tensors are as large as their shapes say.
         let outcome = unsafe { blas.product(&Product { a, b, c, alpha, beta, bias }) };
         outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// A sum of two terms as two sums, the second term's first.
+    pub(super) fn two_sums(&self, op: &'static str, sum: &Sum, second: (Matrix, Matrix)) -> Result<()> {
+        self.sum(op, &Sum { first: second, second: None, ..*sum })?;
+        self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })
     }
 
     /// Elements in another type: where they are, or in scratch.
@@ -187,8 +212,14 @@ const TWO_LAUNCHES: usize = 1 << 31;
 
 fn library_is_faster(sum: &Sum) -> bool {
     let &Sum { first: (a, b), second, c, .. } = sum;
-    let terms = second.is_none() || c.rows * c.columns * depth(&sum.first) >= TWO_LAUNCHES;
+    let terms = second.is_none() || sum.products() >= TWO_LAUNCHES;
     a.dtype == b.dtype && a.dtype != DType::F16 && depth(&sum.first) > 0 && c.rows > FEW_ROWS && terms
+}
+
+/// Whether only the first of two terms of `bf16` lies at whole vectors.
+fn at_odds(first: (Matrix, Matrix), second: (Matrix, Matrix)) -> bool {
+    let whole = |(a, b): (Matrix, Matrix)| [a, b].iter().all(|x| x.dtype == DType::Bf16 && aligned(x, 8));
+    whole(first) && !whole(second)
 }
 
 /// Products along the depth of a term.
@@ -225,7 +256,7 @@ fn output_aligned(sum: &Sum) -> bool {
 }
 
 /// Whether vectors of so many elements can be read of a matrix.
-fn aligned(matrix: &Matrix, vector: usize) -> bool {
+pub(super) fn aligned(matrix: &Matrix, vector: usize) -> bool {
     let bytes = vector * matrix.dtype.size();
     matrix.address.is_multiple_of(bytes as u64) && matrix.stride.is_multiple_of(vector)
 }

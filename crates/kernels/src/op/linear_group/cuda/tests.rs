@@ -30,8 +30,9 @@ enum By {
 /// ys, us, dRs and dx of two layers of rank `r`.
 fn outcome(gpu: &Cuda, dtype: DType, r: usize, by: By) -> Vec<Vec<f32>> {
     let f32s = |case, shape| draw(gpu, case, DType::F32, shape);
-    let held: Vec<[Tensor; 4]> =
-        (0..2).map(|i| [f32s(i, [N, K]), f32s(i + 2, [r, K]), f32s(i + 4, [r, r]), f32s(i + 6, [N, r])]).collect();
+    let held: Vec<[Tensor; 4]> = (0..2)
+        .map(|i| [f32s(i, [N, K]), f32s(i + 2, [r, K]), f32s(i + 4, [r, r]), f32s(i + 6, [N, r])])
+        .collect();
     let layers: Vec<GroupLayer<'_>> = held.iter().map(layer).collect();
     let x = draw(gpu, 20, dtype, [T, K]);
     let mut ys: Vec<Tensor> = (0..2).map(|_| gpu.empty(&[T, N]).unwrap()).collect();
@@ -70,6 +71,9 @@ fn a_group_is_its_layers_whatever_the_rank() {
                 assert!((found - truth).abs() <= allowed, "{dtype} r={r}, result {which}: {found}, {truth}");
             }
         }
-        assert!(found == outcome(&backward, dtype, r, By::Group), "{dtype} r={r} depends on the order of threads");
+        assert!(
+            found == outcome(&backward, dtype, r, By::Group),
+            "{dtype} r={r} depends on the order of threads"
+        );
     }
 }

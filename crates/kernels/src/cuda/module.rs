@@ -28,6 +28,7 @@ macro_rules! modules {
 }
 
 modules! {
+    "cross_entropy": "op/cross_entropy/cross_entropy.cu",
     "elementwise": "op/elementwise/elementwise.cu",
     "embedding": "op/embedding/embedding.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",

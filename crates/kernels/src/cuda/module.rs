@@ -31,6 +31,7 @@ modules! {
     "cross_entropy": "op/cross_entropy/cross_entropy.cu",
     "elementwise": "op/elementwise/elementwise.cu",
     "embedding": "op/embedding/embedding.cu",
+    "few": "op/linear/few.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",
     "gemm_f32": "op/linear/gemm_f32.cu",
     "layer_norm": "op/layer_norm/layer_norm.cu",

@@ -238,17 +238,30 @@ impl Tuned {
         tensors
     }
 
+    /// The gradients of what is trained, in the order of [`visit`](Tuned::visit).
+    pub fn gradients(&self) -> Vec<&Tensor> {
+        let mut gradients = self.adapter().map_or_else(Vec::new, Adapter::gradients);
+        let own = self.own_gradients();
+        gradients.extend(self.trained_own().into_iter().filter_map(|parameter| own.get(&parameter)));
+        gradients
+    }
+
     /// The tensors that are saved once: A and B of the r x r family, and what an update is taken relative to.
     pub fn frozen_tensors(&self) -> Vec<(String, &Tensor)> {
         self.adapter().map_or_else(Vec::new, |adapter| self.named(adapter.frozen()))
     }
 
-    /// The model's own parameters that are trained, in order.
-    fn trained_own(&self) -> Vec<Parameter> {
-        let own = match &self.trained {
+    /// The gradients of the model's own parameters that are trained.
+    fn own_gradients(&self) -> &BTreeMap<Parameter, Tensor> {
+        match &self.trained {
             Trained::Full { gradients, .. } => gradients,
             Trained::Adapter { head, .. } => head,
-        };
+        }
+    }
+
+    /// The model's own parameters that are trained, in order.
+    fn trained_own(&self) -> Vec<Parameter> {
+        let own = self.own_gradients();
         self.model.parameters().into_iter().filter(|parameter| own.contains_key(parameter)).collect()
     }
 

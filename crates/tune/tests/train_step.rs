@@ -88,7 +88,7 @@ fn a_scaled_step_is_the_step_of_the_scaled_gradient() {
                 Ok(kernels.write_f32(gradient, &values)?)
             };
         tuned.visit(halve).unwrap();
-        let norm = global_norm(&mut tuned).unwrap();
+        let norm = global_norm(&tuned).unwrap();
         optimizer.step(&mut tuned, &config, 1e-2, scale).unwrap();
         let moments: Vec<Vec<f32>> =
             optimizer.tensors().iter().map(|(_, tensor)| kernels.to_f32(tensor).unwrap()).collect();

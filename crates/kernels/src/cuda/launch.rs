@@ -63,7 +63,7 @@ impl Argument {
 }
 
 /// The kernels' number for a type: `F32`, `BF16`, `F16` of the prelude.
-fn code(dtype: DType) -> u64 {
+pub(crate) fn code(dtype: DType) -> u64 {
     match dtype {
         DType::F32 | DType::U32 => 0,
         DType::Bf16 => 1,
@@ -111,6 +111,21 @@ impl Cuda {
         self.launch(op, kernel, Launch::blocks(blocks, THREADS), arguments)
     }
 
+    /// Runs a kernel whose threads have eight elements each (`elements.cuh`), over `count` elements.
+    ///
+    /// # Errors
+    /// As [`Cuda::launch`].
+    pub(crate) fn apply(
+        &self,
+        op: &'static str,
+        kernel: &'static str,
+        count: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let blocks = count.div_ceil(8 * THREADS as usize);
+        self.launch(op, kernel, Launch::blocks(blocks, THREADS), arguments)
+    }
+
     /// Runs a kernel for an operation.
     ///
     /// What the arguments point at must be as large as the kernel expects: the operations check their operands' shapes
@@ -133,7 +148,10 @@ impl Cuda {
         let values: Vec<([u64; 2], usize)> = arguments.iter().map(|argument| argument.bytes()).collect();
         if !values.iter().map(|value| value.1).eq(found.parameters.iter().copied()) {
             let sizes: Vec<usize> = values.iter().map(|value| value.1).collect();
-            return Err(failed(format!("arguments of {sizes:?} bytes for parameters of {:?}", found.parameters)));
+            return Err(failed(format!(
+                "arguments of {sizes:?} bytes for parameters of {:?}",
+                found.parameters
+            )));
         }
         let [x, y, z] = launch.grid;
         if x > i32::MAX as usize || y > MOST_BLOCKS || z > MOST_BLOCKS {

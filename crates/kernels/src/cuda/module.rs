@@ -28,16 +28,24 @@ macro_rules! modules {
 }
 
 modules! {
+    "activation": "op/activation/activation.cu",
+    "adamw": "op/adamw/adamw.cu",
+    "bias": "op/bias/bias.cu",
+    "channel": "op/channel/channel.cu",
     "cross_entropy": "op/cross_entropy/cross_entropy.cu",
+    "dropout": "op/dropout/dropout.cu",
     "elementwise": "op/elementwise/elementwise.cu",
     "embedding": "op/embedding/embedding.cu",
     "few": "op/linear/few.cu",
+    "gated_activation": "op/gated_activation/gated_activation.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",
     "gemm_f32": "op/linear/gemm_f32.cu",
     "layer_norm": "op/layer_norm/layer_norm.cu",
+    "reduce": "op/reduce/reduce.cu",
     "rms_norm": "op/rms_norm/rms_norm.cu",
     "rope": "op/rope/rope.cu",
     "rows": "op/rows/rows.cu",
+    "squared_error": "op/squared_error/squared_error.cu",
 }
 
 /// A kernel of one of the modules.

@@ -18,8 +18,8 @@ pub type Stopwatch = dyn Fn() -> f64 + Send + Sync;
 
 /// A device that counts the calls of another, their time and what they computed.
 ///
-/// Times are from a call's start to its end. They add up to the time of a program that calls one operation at a time,
-/// as a model does.
+/// Times are from a call's start to the end of its work, for which the inner device is waited for. They add up to the time of
+/// a program that calls one operation at a time, as a model does.
 pub struct Timed {
     inner: Arc<dyn Kernels>,
     clock: Box<Stopwatch>,
@@ -85,10 +85,10 @@ impl Timed {
         self.rows.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Runs `call` and counts it, also where it fails.
-    fn timed<R>(&self, op: &'static str, cost: Cost, call: impl FnOnce() -> R) -> R {
+    /// Runs `call` to the end of what it asks the device for, and counts it, also where it fails.
+    fn timed<R>(&self, op: &'static str, cost: Cost, call: impl FnOnce() -> Result<R>) -> Result<R> {
         let start = (self.clock)();
-        let result = call();
+        let result = call().and_then(|value| self.inner.synchronize().map(|()| value));
         let seconds = (self.clock)() - start;
         let Cost { weight, operations, bytes } = cost;
         let row = OpTime { op, weight, calls: 1, seconds, operations, bytes };
@@ -119,6 +119,10 @@ impl Kernels for Timed {
 
     fn prefers(&self) -> DType {
         self.inner.prefers()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.inner.synchronize()
     }
 }
 

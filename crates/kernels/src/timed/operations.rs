@@ -411,6 +411,10 @@ impl Reduce for Timed {
     fn sum_of_squares(&self, x: &Tensor) -> Result<f64> {
         self.timed("sum_of_squares", Cost::moved(&[x]), || self.inner.sum_of_squares(x))
     }
+
+    fn sums_of_squares(&self, xs: &[&Tensor]) -> Result<Vec<f64>> {
+        self.timed("sums_of_squares", Cost::moved(xs), || self.inner.sums_of_squares(xs))
+    }
 }
 
 impl AdamW for Timed {

@@ -168,6 +168,54 @@ fn adamw_steps() {
     }
 }
 
+/// The order of operations is the specification's, whatever a device's.
+#[test]
+fn adamw_has_the_bits_of_the_specification() {
+    for kernels in devices() {
+        for length in LENGTHS {
+            let mut draw = Draw::new(length as u64);
+            let [g, mut p, mut m] = [(); 3].map(|()| draw.normal(length));
+            let mut v: Vec<f32> = draw.normal(length).iter().map(|x| x * x).collect();
+            let tensor = |values: &[f32]| kernels.from_f32(values, &[length]).unwrap();
+            let (g_tensor, mut p_tensor, mut m_tensor, mut v_tensor) =
+                (tensor(&g), tensor(&p), tensor(&m), tensor(&v));
+            let numbers = AdamWStep {
+                learning_rate: 3e-4,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay: 0.1,
+                gradient_scale: 0.7,
+                step: 5,
+            };
+            kernels.adamw(&numbers, &g_tensor, &mut p_tensor, &mut m_tensor, &mut v_tensor).unwrap();
+            adamw::naive::step(&numbers, &g, &mut p, &mut m, &mut v);
+            for (what, tensor, truth) in [("p", p_tensor, p), ("m", m_tensor, m), ("v", v_tensor, v)] {
+                assert_eq!(bits(&kernels.to_f32(&tensor).unwrap()), bits(&truth), "{what} of {length}");
+            }
+        }
+    }
+}
+
+/// Of all tensors at once as of each by itself.
+#[test]
+fn sums_of_squares() {
+    for kernels in devices() {
+        assert_eq!(kernels.sums_of_squares(&[]).unwrap(), [], "of no tensor");
+        let tensors: Vec<_> = LENGTHS
+            .into_iter()
+            .chain([0, 4096, 3])
+            .flat_map(|length| DTYPES.map(|dtype| (length, dtype)))
+            .map(|(length, dtype)| {
+                activation(&*kernels, dtype, &Draw::new(length as u64).normal(length), &[length]).0
+            })
+            .collect();
+        let found = kernels.sums_of_squares(&tensors.iter().collect::<Vec<_>>()).unwrap();
+        let alone: Vec<f64> = tensors.iter().map(|x| kernels.sum_of_squares(x).unwrap()).collect();
+        assert_eq!(found, alone);
+    }
+}
+
 #[test]
 fn sum_of_squares() {
     for kernels in devices() {

@@ -230,6 +230,10 @@ impl Kernels for Padded {
     fn prefers(&self) -> DType {
         self.cpu.prefers()
     }
+
+    fn synchronize(&self) -> Result<()> {
+        self.cpu.synchronize()
+    }
 }
 
 /// Everything else is the processor's.
@@ -311,6 +315,7 @@ delegate! {
     }
     Reduce {
         fn sum_of_squares(x: &Tensor) -> Result<f64>;
+        fn sums_of_squares(xs: &[&Tensor]) -> Result<Vec<f64>>;
     }
     RmsNorm {
         fn rms_norm(x: &Tensor, gain: &Tensor, kind: RmsGain, eps: f32, y: &mut Tensor,

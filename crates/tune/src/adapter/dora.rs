@@ -294,6 +294,14 @@ impl Adapter for Dora {
         parts.flatten().collect()
     }
 
+    fn gradients(&self) -> Vec<&Tensor> {
+        let gradients =
+            self.sites.values().map(|DoraSite { a_gradient, b_gradient, magnitude_gradient, .. }| {
+                [a_gradient, b_gradient, magnitude_gradient]
+            });
+        gradients.flatten().collect()
+    }
+
     fn frozen(&self) -> Vec<(Site, Part, &Tensor)> {
         Vec::new()
     }

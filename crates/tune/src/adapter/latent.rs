@@ -215,6 +215,10 @@ impl Adapter for Latent {
         self.sites.iter().map(|(&site, state)| (site, Part::R, &state.r)).collect()
     }
 
+    fn gradients(&self) -> Vec<&Tensor> {
+        self.gradients.values().collect()
+    }
+
     fn begin(&mut self, pass: Pass) {
         self.dropout.begin(pass);
     }

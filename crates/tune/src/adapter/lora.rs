@@ -269,6 +269,10 @@ impl Adapter for Lora {
         parts.flatten().collect()
     }
 
+    fn gradients(&self) -> Vec<&Tensor> {
+        self.sites.values().flat_map(|state| [&state.a_gradient, &state.b_gradient]).collect()
+    }
+
     fn frozen(&self) -> Vec<(Site, Part, &Tensor)> {
         let mut parts = Vec::new();
         for (&site, state) in &self.sites {

@@ -99,6 +99,9 @@ pub trait Adapter: LinearHook + Debug + Send + Sync {
     /// The tensors that are trained, in the order of [`visit`](Adapter::visit).
     fn trained(&self) -> Vec<(Site, Part, &Tensor)>;
 
+    /// Their gradients, in the same order.
+    fn gradients(&self) -> Vec<&Tensor>;
+
     /// The tensors that never change after the initialisation.
     fn frozen(&self) -> Vec<(Site, Part, &Tensor)>;
 

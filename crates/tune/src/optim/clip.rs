@@ -3,14 +3,9 @@
 use crate::{Result, Tuned};
 
 /// The Euclidean norm of all gradients together, summed in the order of [`Tuned::visit`].
-pub fn global_norm(tuned: &mut Tuned) -> Result<f64> {
-    let kernels = tuned.model.kernels().clone();
-    let mut sum = 0.0;
-    tuned.visit(&mut |_, _, gradient| {
-        sum += kernels.sum_of_squares(gradient)?;
-        Ok(())
-    })?;
-    Ok(sum.sqrt())
+pub fn global_norm(tuned: &Tuned) -> Result<f64> {
+    let squares = tuned.model.kernels().sums_of_squares(&tuned.gradients())?;
+    Ok(squares.into_iter().sum::<f64>().sqrt())
 }
 
 /// What gradients of the given global norm are multiplied by so that it becomes at most `max_grad_norm`;

@@ -1,6 +1,6 @@
 //! AdamW on the CPU.
 
-use super::{AdamW, AdamWStep, check};
+use super::{AdamW, AdamWStep, Factors, check};
 use crate::cpu::blocks::BLOCK;
 use crate::cpu::vector::vectorised;
 use crate::{Cpu, Result, Tensor};
@@ -23,35 +23,6 @@ impl AdamW for Cpu {
             g.chunks(BLOCK).zip(p.chunks_mut(BLOCK)).zip(m.chunks_mut(BLOCK)).zip(v.chunks_mut(BLOCK));
         self.each(g.len(), blocks, |(((g, p), m), v)| update(factors, g, p, m, v));
         Ok(())
-    }
-}
-
-/// What the numbers of a step come to for every element.
-#[derive(Clone, Copy)]
-struct Factors {
-    gradient: f32,
-    /// Kept of the first moment, and taken of the gradient.
-    first: (f32, f32),
-    /// Kept of the second moment, and taken of the squared gradient.
-    second: (f32, f32),
-    decay: f32,
-    rate: f32,
-    correction2: f32,
-    epsilon: f32,
-}
-
-impl Factors {
-    fn new(s: &AdamWStep) -> Self {
-        let correction1 = 1.0 - s.beta1.powf(s.step as f64);
-        Factors {
-            gradient: s.gradient_scale as f32,
-            first: (s.beta1 as f32, (1.0 - s.beta1) as f32),
-            second: (s.beta2 as f32, (1.0 - s.beta2) as f32),
-            decay: (1.0 - s.learning_rate * s.weight_decay) as f32,
-            rate: (s.learning_rate / correction1) as f32,
-            correction2: (1.0 - s.beta2.powf(s.step as f64)).sqrt() as f32,
-            epsilon: s.epsilon as f32,
-        }
     }
 }
 

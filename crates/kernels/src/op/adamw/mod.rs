@@ -47,6 +47,35 @@ pub trait AdamW {
     ) -> Result<()>;
 }
 
+/// What the numbers of a step come to for every element.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors {
+    pub(crate) gradient: f32,
+    /// Kept of the first moment, and taken of the gradient.
+    pub(crate) first: (f32, f32),
+    /// Kept of the second moment, and taken of the squared gradient.
+    pub(crate) second: (f32, f32),
+    pub(crate) decay: f32,
+    pub(crate) rate: f32,
+    pub(crate) correction2: f32,
+    pub(crate) epsilon: f32,
+}
+
+impl Factors {
+    pub(crate) fn new(s: &AdamWStep) -> Self {
+        let correction1 = 1.0 - s.beta1.powf(s.step as f64);
+        Factors {
+            gradient: s.gradient_scale as f32,
+            first: (s.beta1 as f32, (1.0 - s.beta1) as f32),
+            second: (s.beta2 as f32, (1.0 - s.beta2) as f32),
+            decay: (1.0 - s.learning_rate * s.weight_decay) as f32,
+            rate: (s.learning_rate / correction1) as f32,
+            correction2: (1.0 - s.beta2.powf(s.step as f64)).sqrt() as f32,
+            epsilon: s.epsilon as f32,
+        }
+    }
+}
+
 /// Checks that all have the parameter's number of elements.
 pub(crate) fn check(g: &Tensor, p: &Tensor, m: &Tensor, v: &Tensor) -> Result<()> {
     for (name, tensor) in [("g", g), ("m", m), ("v", v)] {

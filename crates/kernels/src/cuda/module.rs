@@ -32,6 +32,7 @@ modules! {
     "adamw": "op/adamw/adamw.cu",
     "bias": "op/bias/bias.cu",
     "channel": "op/channel/channel.cu",
+    "cross_entropy": "op/cross_entropy/cross_entropy.cu",
     "dropout": "op/dropout/dropout.cu",
     "elementwise": "op/elementwise/elementwise.cu",
     "embedding": "op/embedding/embedding.cu",

@@ -66,6 +66,19 @@ impl Cuda {
         self.driver.blas().map(|blas| blas.name()).ok_or_else(reason)
     }
 
+    /// Makes all kernels ready, each module compiled for the GPU where the driver has not kept it; how many there are.
+    /// Otherwise a kernel's first launch does that.
+    ///
+    /// # Errors
+    /// Where the driver's compiler refuses one.
+    pub fn prepare(&self) -> Result<usize> {
+        let kernels = module::all();
+        for kernel in kernels.values() {
+            self.driver.prepare(kernel).map_err(|failure| driver_error(kernel.name, &failure))?;
+        }
+        Ok(kernels.len())
+    }
+
     /// Elements of a tensor of any floating type on this device.
     pub(crate) fn floats(&self, op: &'static str, operand: &'static str, x: &Tensor) -> Result<DeviceFloats> {
         let (storage, dtype) = self.of_this_device(op, operand, x)?;

@@ -61,9 +61,14 @@ pub struct Kernel {
 
 /// The kernel of a name.
 pub(crate) fn kernel(name: &str) -> Option<&'static Kernel> {
+    all().get(name)
+}
+
+/// All kernels by their names.
+pub(crate) fn all() -> &'static BTreeMap<&'static str, Kernel> {
     static KERNELS: OnceLock<BTreeMap<&'static str, Kernel>> = OnceLock::new();
     let read = || (0..MODULES.len()).flat_map(kernels);
-    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect()).get(name)
+    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect())
 }
 
 /// The kernels of a module, by its place in [`MODULES`].

@@ -101,12 +101,14 @@ fn code(dtype: DType) -> c_int {
     }
 }
 
-/// Whether the library's numbers hold the sizes, and there is something to add up.
+/// Whether the types are those of [`Product`], the library's numbers hold the sizes, and there is something to add up.
 fn is_taken(product: &Product) -> bool {
-    let sides = [&product.a, &product.b, &product.c];
     let fits = |&size: &usize| size > 0 && size <= i32::MAX as usize;
-    sides.iter().all(|side| fits(&side.rows) && fits(&side.columns))
-        && product.bias.is_none_or(|bias| bias % BIAS_ALIGNMENT == 0)
+    let is_known = |side: &&Matrix| matches!(side.dtype, DType::F32 | DType::Bf16);
+    let sides = [&product.a, &product.b, &product.c];
+    sides.iter().all(|side| is_known(side) && fits(&side.rows) && fits(&side.columns))
+        && product.a.dtype == product.b.dtype
+        && product.bias.is_none_or(|bias| bias.is_multiple_of(BIAS_ALIGNMENT))
 }
 
 #[expect(unsafe_code, reason = "calls of the library with places for their results")]

@@ -139,9 +139,7 @@ impl Driver for Nvidia {
         unsafe {
             let (threads, shared) = (start.threads, start.shared_bytes);
             let function = function.handle;
-            self.context
-                .api
-                .launch_kernel(function, x, y, z, threads, 1, 1, shared, stream, arguments, extra)
+            self.context.api.launch_kernel(function, x, y, z, threads, 1, 1, shared, stream, arguments, extra)
         }
     }
 

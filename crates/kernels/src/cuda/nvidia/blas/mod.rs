@@ -4,6 +4,7 @@ mod api;
 mod search;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -117,7 +118,11 @@ impl CublasLt {
     ///
     /// # Errors
     /// In words: it is not found, or does not run there.
-    pub(super) fn new(context: Arc<Context>, search: &Search, driver: (u32, u32)) -> Result<CublasLt, String> {
+    pub(super) fn new(
+        context: Arc<Context>,
+        search: &Search,
+        driver: (u32, u32),
+    ) -> Result<CublasLt, String> {
         let api = search.load(driver).0.ok_or("cuBLASLt is not found")?;
         let (plans, library) = (Mutex::default(), 0);
         let mut own = CublasLt { api, context, library, workspace: 0, preference: 0, plans };
@@ -264,10 +269,11 @@ impl Blas for CublasLt {
         self.context.current()?;
         let key = Key::of(product);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&key) {
-            plans.insert(key, self.plan(&key)?);
-        }
-        match &plans[&key] {
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(&key)?),
+        };
+        match plan {
             None => Ok(false),
             // SAFETY: the caller's promise.
             Some(plan) => unsafe { self.run(plan, product) }.map(|()| true),

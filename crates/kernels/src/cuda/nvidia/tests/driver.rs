@@ -9,11 +9,11 @@ use super::fake::Fake;
 use crate::cuda::driver::{Driver, Failure, Start};
 use crate::cuda::module::{Kernel, Module, kernel};
 use crate::cuda::{Cuda, Storage};
-use crate::{DType, Elementwise, Error, Memory};
+use crate::{Error, Memory};
 
 /// Bytes that no shift of theirs is.
 fn bytes(count: usize, case: usize) -> Vec<u8> {
-    (0..count).map(|index| ((index + case) * 0x9e37_79b9 >> 13) as u8).collect()
+    (0..count).map(|index| (((index + case) * 0x9e37_79b9) >> 13) as u8).collect()
 }
 
 #[expect(unsafe_code, reason = "calls of the driver, within the memory that was taken")]
@@ -173,24 +173,4 @@ fn a_module_that_does_not_compile_says_why() {
     launched(&driver, of_test("other", 1), 0).unwrap();
     let failure = launched(&fake.open().unwrap(), of_test("none", 1), 0).unwrap_err();
     assert_eq!(failure.to_string(), "cuModuleGetFunction: error 500");
-}
-
-/// The whole way from an operation to a kernel, which the emulator runs.
-#[cfg(feature = "emulator")]
-#[test]
-fn an_operation_runs() {
-    let (Some(fake), Ok(Some(path))) = (Fake::new(&[]), crate::cuda::emulator::library()) else { return };
-    #[expect(unsafe_code, reason = "a function of the emulator")]
-    // SAFETY: the emulator exports it with this signature, and is never unloaded.
-    unsafe {
-        let library = std::mem::ManuallyDrop::new(libloading::Library::new(path).unwrap());
-        fake.hook(*library.get::<super::fake::Hook>(b"emulate").unwrap());
-    }
-    let cuda = Cuda::with(Arc::new(fake.open().unwrap()));
-    let values: Vec<f32> = (0..1000).map(|index| index as f32 / 7.0).collect();
-    let x = cuda.from_f32(&values, &[1000]).unwrap();
-    let mut y = cuda.empty_of(DType::Bf16, &[1000]).unwrap();
-    cuda.cast(&x, &mut y).unwrap();
-    let rounded: Vec<f32> = values.iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect();
-    assert!(cuda.to_f32(&y).unwrap() == rounded);
 }

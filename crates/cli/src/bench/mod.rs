@@ -15,7 +15,7 @@ mod work;
 
 pub(crate) use batches::{Batches, write_batches};
 pub(crate) use ceiling::{product_rate, read_rate};
-pub(crate) use machine::{Machine, date};
+pub(crate) use machine::{Machine, Processor, date};
 pub(crate) use measure::{PROMPT, decode, steps};
 pub(crate) use outcome::{Ceiling, Decoding, Outcome, Setting};
 pub(crate) use subject::{Subject, adapted};

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod common;
+mod device;
 mod encoder;
 mod end_to_end;
 mod generation;

@@ -11,13 +11,14 @@ use self::api::{Api, Found, number};
 pub(super) use self::search::Search;
 use super::context::Context;
 use super::library::Handle;
+use crate::cuda::sizes::WORKSPACE_BYTES;
 use crate::DType;
 use crate::cuda::blas::{Blas, Matrix, Product};
 use crate::cuda::driver::Outcome;
 use crate::cuda::probe::Products;
 
 /// Bytes that the library may work in; what its makers advise for compute capability 9.0.
-const WORKSPACE: usize = 32 << 20;
+const WORKSPACE: usize = WORKSPACE_BYTES;
 
 /// Addresses are told apart by their alignment up to this.
 const MOST_ALIGNED: u64 = 256;

@@ -8,11 +8,14 @@ mod choice;
 mod settings;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use lora_sb_model::SaveType;
 use lora_sb_tune::config::Precision;
 use lora_sb_tune::eval::Metric;
+
+use crate::device::DeviceChoice;
 
 pub(crate) use bench::{BenchArgs, RECORDS};
 pub(crate) use choice::{

@@ -56,6 +56,14 @@ impl Cuda {
         self.driver.gpu()
     }
 
+    /// Bytes of the GPU's memory that nobody has taken.
+    ///
+    /// # Errors
+    /// Where the driver does not say.
+    pub fn free_bytes(&self) -> Result<usize> {
+        self.driver.free_bytes().map_err(|failure| driver_error("memory", &failure))
+    }
+
     /// Who computes matrix products: the vendor's library, as `cuBLASLt 12.4.5`, or why it does not and the kernels of this
     /// crate do.
     ///
@@ -337,8 +345,8 @@ impl Memory for Cuda {
         Place::Cuda
     }
 
-    fn free_bytes(&self) -> Result<Option<usize>> {
-        self.driver.free_bytes().map(Some).map_err(|failure| driver_error("free_bytes", &failure))
+    fn available_bytes(&self) -> Result<Option<usize>> {
+        self.free_bytes().map(Some)
     }
 
     fn usage(&self) -> Usage {

@@ -244,10 +244,6 @@ impl Kernels for Padded {
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
     }
-
-    fn synchronize(&self) -> Result<()> {
-        self.cpu.synchronize()
-    }
 }
 
 /// Everything else is the device's.

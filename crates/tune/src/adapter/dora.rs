@@ -296,9 +296,10 @@ impl Adapter for Dora {
     }
 
     fn gradients(&self) -> Vec<&Tensor> {
-        let gradients = self.sites.values().map(|DoraSite { a_gradient, b_gradient, magnitude_gradient, .. }| {
-            [a_gradient, b_gradient, magnitude_gradient]
-        });
+        let gradients =
+            self.sites.values().map(|DoraSite { a_gradient, b_gradient, magnitude_gradient, .. }| {
+                [a_gradient, b_gradient, magnitude_gradient]
+            });
         gradients.flatten().collect()
     }
 

@@ -16,9 +16,7 @@ use crate::DType;
 use crate::cuda::blas::{Blas, Matrix, Product};
 use crate::cuda::driver::Outcome;
 use crate::cuda::probe::Products;
-
-/// Bytes that the library may work in; what its makers advise for compute capability 9.0.
-const WORKSPACE: usize = 32 << 20;
+use crate::cuda::sizes::WORKSPACE_BYTES;
 
 /// Addresses are told apart by their alignment up to this.
 const MOST_ALIGNED: u64 = 256;
@@ -137,8 +135,8 @@ impl CublasLt {
             self.api.create(&mut self.library)?;
             self.api.preference_create(&mut self.preference)?;
         }
-        self.workspace = self.context.allocate(WORKSPACE)?;
-        self.prefer(number::PREFERENCE_WORKSPACE_BYTES, &WORKSPACE)?;
+        self.workspace = self.context.allocate(WORKSPACE_BYTES)?;
+        self.prefer(number::PREFERENCE_WORKSPACE_BYTES, &WORKSPACE_BYTES)?;
         self.prefer(number::PREFERENCE_REDUCTIONS, &number::REDUCTION_COMPUTE_TYPE)
     }
 
@@ -249,7 +247,7 @@ impl CublasLt {
                 c,
                 &plan.algorithm,
                 self.workspace,
-                WORKSPACE,
+                WORKSPACE_BYTES,
                 self.context.stream,
             )
         }

@@ -8,16 +8,16 @@ mod tests;
 use super::{Extra, Linear, check_term, dims};
 use crate::cuda::blas::Matrix;
 use crate::cuda::launch::DeviceFloats;
-use crate::cuda::memory::Storage;
 use crate::{Accum, Cuda, DType, Result, Tensor, shape};
 
-use self::product::Sum;
+use self::plan::FEW_ROWS;
+use self::product::{Sum, Typed};
 
 impl Linear for Cuda {
     fn linear(&self, x: &Tensor, w: &Tensor, alpha: f32, accum: Accum, y: &mut Tensor) -> Result<()> {
         let op = "linear";
         let d = dims(op, ("x", x), ("w", w), ("y", y))?;
-        let w = self.weight(op, ("w", w), x.dtype())?;
+        let w = self.forward_weight(op, ("w", w), x)?;
         let first = (of(self.floats(op, "x", x)?, d.t, d.k), of(w.floats, d.n, d.k).transposed());
         let c = of(self.floats_mut(op, "y", y)?, d.t, d.n);
         self.sum(op, &Sum { first, second: None, c, alpha, beta: beta(accum), bias: None })
@@ -36,14 +36,14 @@ impl Linear for Cuda {
         let mut thin = None;
         if let Some((h, b)) = extra.term {
             let r = check_term(op, x, h, b, ("N", d.n))?;
-            thin = Some((self.floats(op, "h", h)?, self.weight(op, ("b", b), x.dtype())?, r));
+            thin = Some((self.floats(op, "h", h)?, self.forward_weight(op, ("b", b), x)?, r));
         }
         let mut bias = None;
         if let Some(tensor) = extra.bias {
             shape::expect(op, "bias", tensor, &[("N", d.n)])?;
             bias = Some(self.floats(op, "bias", tensor)?);
         }
-        let w = self.weight(op, ("w", w), x.dtype())?;
+        let w = self.forward_weight(op, ("w", w), x)?;
         let first = (of(self.floats(op, "x", x)?, d.t, d.k), of(w.floats, d.n, d.k).transposed());
         let second = thin.as_ref().map(|(h, b, r)| (of(*h, d.t, *r), of(b.floats, d.n, *r).transposed()));
         let c = of(self.floats_mut(op, "y", y)?, d.t, d.n);
@@ -106,13 +106,6 @@ impl Linear for Cuda {
     }
 }
 
-/// A weight as a product reads it.
-struct Weight {
-    floats: DeviceFloats,
-    /// What holds it where it had to be rounded.
-    _rounded: Option<Storage>,
-}
-
 impl Cuda {
     /// A weight beside activations of a type: rounded beside `bf16`, as it is beside `f32`, whose kernels widen what they
     /// read.
@@ -121,16 +114,16 @@ impl Cuda {
         op: &'static str,
         (operand, w): (&'static str, &Tensor),
         beside: DType,
-    ) -> Result<Weight> {
+    ) -> Result<Typed> {
         let floats = self.floats(op, operand, w)?;
-        if beside != DType::Bf16 || floats.dtype == DType::Bf16 {
-            return Ok(Weight { floats, _rounded: None });
-        }
-        let count = w.len();
-        let storage = self.scratch(op, count * DType::Bf16.size())?;
-        let rounded = DeviceFloats { address: storage.address(), dtype: DType::Bf16 };
-        self.each(op, "cast", count, &[floats.into(), rounded.into(), (count as u64).into()])?;
-        Ok(Weight { floats: rounded, _rounded: Some(storage) })
+        let dtype = if beside == DType::Bf16 { beside } else { floats.dtype };
+        self.as_type(op, floats, w.len(), dtype)
+    }
+
+    /// The same for a product `x W^T` with x `[T, *]`, whose kernels for few rows round in passing.
+    fn forward_weight(&self, op: &'static str, w: (&'static str, &Tensor), x: &Tensor) -> Result<Typed> {
+        let beside = if x.shape()[0] <= FEW_ROWS { DType::F32 } else { x.dtype() };
+        self.weight(op, w, beside)
     }
 }
 

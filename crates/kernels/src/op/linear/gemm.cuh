@@ -116,10 +116,13 @@ struct Task {
         row = band * BAND + rest % height, column = rest / height;
     }
 
-    // The term that a step adds products of, chosen member by member: a choice between two addresses would keep both terms
-    // out of the registers.
+    // The term that a step adds products of.
     DEVICE Term term(u32 step) const {
-        bool f = step < first_steps;
+        return choose(step < first_steps);
+    }
+
+    // Member by member: a choice between two addresses would keep both terms out of the registers.
+    DEVICE Term choose(bool f) const {
         return Term{choose(f, first.a, second.a), choose(f, first.b, second.b), f ? first.depth : second.depth};
     }
 

@@ -3,9 +3,10 @@
 use crate::cuda::blas::{Matrix, Product};
 use crate::cuda::driver_error;
 use crate::cuda::launch::{Argument, DeviceFloats, Launch, THREADS};
+use crate::cuda::memory::Storage;
 use crate::{Cuda, DType, Error, Result};
 
-use super::plan::Plan;
+use super::plan::{FEW_ROWS, Plan};
 
 /// `c = alpha (a b + a' b') + beta c + bias`, sums in `f32`.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +31,7 @@ impl Cuda {
         self.sum(op, &Sum { first: (a, b), second: None, c, alpha, beta, bias })
     }
 
-    /// A sum of products, by the library where it knows a way.
+    /// A sum of products.
     pub(crate) fn sum(&self, op: &'static str, sum: &Sum) -> Result<()> {
         match sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
             true => Ok(()),
@@ -38,19 +39,41 @@ impl Cuda {
         }
     }
 
-    /// Whether the vendor's library has done it: it takes one term of one type.
+    /// Whether the vendor's library has done it, in the cases where it is faster and knows a way.
+    ///
+    /// It takes one term. Of two, the second is made first: it is an adapter's, smaller than the weight's, and so is the
+    /// error of a result in `bf16` that is rounded twice. A bias is rounded to c's type.
     fn sum_by_library(&self, op: &'static str, sum: &Sum) -> Result<bool> {
+        let Some(blas) = self.driver.blas().filter(|_| library_is_faster(sum)) else { return Ok(false) };
         let &Sum { first: (a, b), second, c, alpha, beta, bias } = sum;
-        let Some(blas) = self.driver.blas() else { return Ok(false) };
-        let types = a.dtype == b.dtype && bias.is_none_or(|bias| bias.dtype == c.dtype);
-        if second.is_some() || !types || depth(&sum.first) == 0 {
-            return Ok(false);
+        if let Some(first) = second {
+            self.sum(op, &Sum { first, second: None, ..*sum })?;
+            self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })?;
+            return Ok(true);
         }
-        let product = Product { a, b, c, alpha, beta, bias: bias.map(|bias| bias.address) };
+        let rounded = bias.map(|bias| self.as_type(op, bias, c.columns, c.dtype)).transpose()?;
+        let bias = rounded.as_ref().map(|bias| bias.floats.address);
         #[expect(unsafe_code, reason = "the library reads and writes what it is given the address of")]
         // SAFETY: the operation has checked that its tensors are as large as their shapes say.
-        let outcome = unsafe { blas.product(&product) };
+        let outcome = unsafe { blas.product(&Product { a, b, c, alpha, beta, bias }) };
         outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// Elements in another type: where they are, or in scratch.
+    pub(crate) fn as_type(
+        &self,
+        op: &'static str,
+        floats: DeviceFloats,
+        count: usize,
+        dtype: DType,
+    ) -> Result<Typed> {
+        if floats.dtype == dtype {
+            return Ok(Typed { floats, _scratch: None });
+        }
+        let scratch = self.scratch(op, count * dtype.size())?;
+        let typed = DeviceFloats { address: scratch.address(), dtype };
+        self.each(op, "cast", count, &[floats.into(), typed.into(), (count as u64).into()])?;
+        Ok(Typed { floats: typed, _scratch: Some(scratch) })
     }
 
     /// By the kernels of a plan, which takes such a sum.
@@ -115,6 +138,23 @@ impl Cuda {
         };
         self.launch(op, kernel.name(sum), launch, &arguments)
     }
+}
+
+/// Elements in a type that was asked for.
+#[derive(Debug)]
+pub(crate) struct Typed {
+    pub(crate) floats: DeviceFloats,
+    /// What holds them where they had to be cast.
+    _scratch: Option<Storage>,
+}
+
+/// Below so many products, two launches cost more than the library saves.
+const TWO_LAUNCHES: usize = 1 << 31;
+
+fn library_is_faster(sum: &Sum) -> bool {
+    let &Sum { first: (a, b), second, c, .. } = sum;
+    let terms = second.is_none() || c.rows * c.columns * depth(&sum.first) >= TWO_LAUNCHES;
+    a.dtype == b.dtype && a.dtype != DType::F16 && depth(&sum.first) > 0 && c.rows > FEW_ROWS && terms
 }
 
 /// Products along the depth of a term.

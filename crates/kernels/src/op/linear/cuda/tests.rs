@@ -22,7 +22,13 @@ struct Drawn {
 
 impl Drawn {
     /// `rows` x `columns` as it is read, in lines of so many elements more than it needs.
-    fn new(gpu: &Cuda, dtype: DType, (rows, columns): (usize, usize), transposed: bool, padding: usize) -> Self {
+    fn new(
+        gpu: &Cuda,
+        dtype: DType,
+        (rows, columns): (usize, usize),
+        transposed: bool,
+        padding: usize,
+    ) -> Self {
         let (lines, length) = if transposed { (columns, rows) } else { (rows, columns) };
         let stride = length + padding;
         let mut tensor = gpu.empty_of(dtype, &[lines, stride]).unwrap();
@@ -53,7 +59,14 @@ fn add(truth: &mut [f64], size: &mut [f64], a: &[f32], b: &[f32], n: usize) {
 }
 
 /// Sums of two terms by a plan: what is found in both orders of threads, which must be the same bits.
-fn check(plan: Plan, dtype: DType, result: DType, (m, n, k, r): (usize, usize, usize, usize), ways: (bool, bool), padding: usize) {
+fn check(
+    plan: Plan,
+    dtype: DType,
+    result: DType,
+    (m, n, k, r): (usize, usize, usize, usize),
+    ways: (bool, bool),
+    padding: usize,
+) {
     let case = format!("{plan:?} {dtype} to {result} {m}x{n}x{k}+{r} {ways:?} padded by {padding}");
     let mut found: Vec<Vec<f32>> = Vec::new();
     for order in [ThreadOrder::Forward, ThreadOrder::Backward] {
@@ -118,6 +131,20 @@ fn products_of_the_ordinary_cores() {
 }
 
 #[test]
+fn products_of_few_rows() {
+    for (rows, most) in [(1, 1), (3, 4), (4, 4), (5, 8), (8, 8)] {
+        for (dtype, result, n, k, r, padding) in [
+            (DType::F32, DType::F32, 9, 37, 5, 0),
+            (DType::Bf16, DType::Bf16, 8, 2312, 16, 8),
+            (DType::Bf16, DType::F32, 3, 1032, 0, 1),
+        ] {
+            let plan = Plan { kernel: Kernel::Few(most), parts: 1 };
+            check(plan, dtype, result, (rows, n, k, r), (false, true), padding);
+        }
+    }
+}
+
+#[test]
 fn a_product_of_no_depth_is_what_is_added_to_it() {
     let Some(gpu) = Cuda::emulated(ThreadOrder::Forward).unwrap() else { return };
     for dtype in [DType::F32, DType::Bf16] {
@@ -127,7 +154,8 @@ fn a_product_of_no_depth_is_what_is_added_to_it() {
         let address = gpu.floats("test", "c", &c).unwrap().address;
         let matrix = Matrix { address, dtype, rows: 3, columns: 5, stride: 5, transposed: false };
         let bias_address = Some(bias.matrix.address);
-        let product = Product { a: a.matrix, b: b.matrix, c: matrix, alpha: 2.0, beta: 0.0, bias: bias_address };
+        let product =
+            Product { a: a.matrix, b: b.matrix, c: matrix, alpha: 2.0, beta: 0.0, bias: bias_address };
         gpu.product("test", &product).unwrap();
         assert_eq!(gpu.to_f32(&c).unwrap(), bias.held.repeat(3));
         gpu.product("test", &Product { beta: 0.5, bias: None, ..product }).unwrap();

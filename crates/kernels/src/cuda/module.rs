@@ -40,6 +40,7 @@ modules! {
     "gated_activation": "op/gated_activation/gated_activation.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",
     "gemm_f32": "op/linear/gemm_f32.cu",
+    "latent": "op/linear_group/latent.cu",
     "layer_norm": "op/layer_norm/layer_norm.cu",
     "reduce": "op/reduce/reduce.cu",
     "rms_norm": "op/rms_norm/rms_norm.cu",

@@ -21,6 +21,7 @@ use self::launch::DeviceFloats;
 use self::memory::{DeviceMemory, Storage};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
+use crate::op::attention;
 use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 
 /// A GPU.
@@ -28,11 +29,12 @@ use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) attention: attention::cuda::work::Tables,
 }
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver }
+        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
     }
 
     /// The GPU itself.

@@ -28,6 +28,10 @@ macro_rules! modules {
 }
 
 modules! {
+    "attention_backward_keys": "op/attention/backward_keys.cu",
+    "attention_backward_queries": "op/attention/backward_queries.cu",
+    "attention_forward": "op/attention/forward.cu",
+    "attention_plain": "op/attention/plain.cu",
     "elementwise": "op/elementwise/elementwise.cu",
 }
 

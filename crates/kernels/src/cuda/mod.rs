@@ -26,6 +26,7 @@ use self::memory::{DeviceMemory, Storage};
 pub use self::probe::{Candidate, Problem, Products, Report, probe};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
+use crate::op::attention;
 use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// A GPU.
@@ -33,11 +34,12 @@ use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedByt
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) attention: attention::cuda::work::Tables,
 }
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver }
+        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
     }
 
     /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.

@@ -30,6 +30,10 @@ macro_rules! modules {
 modules! {
     "activation": "op/activation/activation.cu",
     "adamw": "op/adamw/adamw.cu",
+    "attention_backward_keys": "op/attention/backward_keys.cu",
+    "attention_backward_queries": "op/attention/backward_queries.cu",
+    "attention_forward": "op/attention/forward.cu",
+    "attention_plain": "op/attention/plain.cu",
     "bias": "op/bias/bias.cu",
     "channel": "op/channel/channel.cu",
     "cross_entropy": "op/cross_entropy/cross_entropy.cu",

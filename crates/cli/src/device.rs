@@ -96,7 +96,11 @@ impl Device {
             Ok(gpu) => match Cuda::open(gpu.ordinal) {
                 Ok(cuda) => {
                     let choice = DeviceChoice::Cuda(gpu.ordinal);
-                    return Ok(Device { kernels: Arc::new(cuda), choice, reason: Some("the first GPU".into()) });
+                    return Ok(Device {
+                        kernels: Arc::new(cuda),
+                        choice,
+                        reason: Some("the first GPU".into()),
+                    });
                 }
                 Err(error) => Problem { message: error.to_string(), hint: error.hint().unwrap_or_default() },
             },
@@ -105,7 +109,12 @@ impl Device {
         if !report.gpus.is_empty() {
             display::warn(&format!("the processor computes: {}; {}", problem.message, problem.hint));
         }
-        let reason = Some(format!("no GPU: {}", problem.message));
+        // Where the driver was looked for is told to those who ask for a GPU by its number.
+        let message = match problem.message.split_once(": ") {
+            Some((missing @ "no CUDA driver", _)) => missing,
+            _ => &problem.message,
+        };
+        let reason = Some(format!("no GPU: {message}"));
         Ok(Device { kernels: processor(threads)?, choice: DeviceChoice::Cpu, reason })
     }
 
@@ -148,7 +157,9 @@ fn named(number: usize, report: &Report) -> Result<Cuda> {
     match report.gpus.get(number).map(|candidate| &candidate.problem) {
         Some(None) => Ok(Cuda::open(number)?),
         Some(Some(problem)) => Err(refused(problem)),
-        None => Err(refused(&Problem { message: "there is no such GPU".into(), hint: there_are(&report.gpus) })),
+        None => {
+            Err(refused(&Problem { message: "there is no such GPU".into(), hint: there_are(&report.gpus) }))
+        }
     }
 }
 
@@ -209,8 +220,7 @@ mod tests {
     #[test]
     fn a_gpu_that_is_not_there_is_refused_with_those_that_are() {
         let driver = Problem { message: "no driver".into(), hint: "install one".into() };
-        let mut report =
-            Report { driver: Err(driver), gpus: Vec::new(), products: Products::default() };
+        let mut report = Report { driver: Err(driver), gpus: Vec::new(), products: Products::default() };
         let without_driver = refusal(0, &report);
         for part in ["cuda:0: no driver", "install one; --device cpu"] {
             assert!(without_driver.contains(part), "{part:?} is not in {without_driver}");

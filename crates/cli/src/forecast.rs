@@ -50,7 +50,7 @@ impl Room {
     fn of(kernels: &dyn Kernels) -> Result<Room> {
         if let Some(taken) = kernels.place().overhead_bytes() {
             // The driver's own part is counted on both sides: what it really takes is no longer free.
-            return Ok(Room { taken, free: kernels.free_bytes()?.map(|free| free + taken) });
+            return Ok(Room { taken, free: kernels.available_bytes()?.map(|free| free + taken) });
         }
         Ok(Room { taken: memory_in_use(), free: system::available_memory() })
     }
@@ -274,7 +274,8 @@ fn file_element(resolved: &Resolved) -> Result<usize> {
     if resolved.random_weights {
         return Ok(if resolved.adapter.method == Method::Full { 4 } else { 2 });
     }
-    let model = resolved.base.load(processor(Some(1))?, Storage::Mapped, &Reading::of_plan(&resolved.plan))?;
+    let model =
+        resolved.base.load(processor(Some(1))?, Storage::Mapped, &Reading::of_plan(&resolved.plan))?;
     Ok(model.weight(Parameter::Embedding).map_or(4, |weight| weight.dtype().size()))
 }
 

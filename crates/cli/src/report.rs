@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use lora_sb_data::thousands;
 use lora_sb_kernels::DType;
 use lora_sb_model::Recompute;
-use lora_sb_model::memory::Footprint;
 use lora_sb_tune::config::Precision;
 use lora_sb_tune::method::Kind;
 use lora_sb_tune::train::{PeakMemory, Summary};
@@ -95,7 +94,7 @@ fn memory(resolved: &Resolved, forecast: &Forecast) -> String {
         Recompute::First(some) if some < layers => format!("; {some} of {layers} blocks computed again"),
         Recompute::First(_) | Recompute::Block => "; all blocks computed again".into(),
     };
-    let usual = Footprint::new(model, train.dtype.dtype(), forecast.memory.place).loss_chunk;
+    let usual = forecast.memory.place.loss_rows(model.vocab_size, model.hidden_size);
     match train.loss_chunk {
         Some(rows) if rows != usual => text + &format!("; the loss of {} at a time", count(rows, "token")),
         _ => text,

@@ -52,7 +52,7 @@ pub trait Memory {
     ///
     /// # Errors
     /// Where the device does not say.
-    fn free_bytes(&self) -> Result<Option<usize>> {
+    fn available_bytes(&self) -> Result<Option<usize>> {
         Ok(None)
     }
 

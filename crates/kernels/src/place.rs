@@ -67,11 +67,12 @@ impl Place {
         }
     }
 
-    /// Bytes that the product of `[M, K]` and `[K, N]` takes beside its operands and its result, for activations of a type.
-    pub fn product_scratch_bytes(self, dtype: DType, m: usize, n: usize, k: usize) -> usize {
+    /// Bytes that the product of activations `[M, K]` and a weight `[K, N]` takes beside its operands and its result, each
+    /// of a type.
+    pub fn product_scratch_bytes(self, types: (DType, DType), m: usize, n: usize, k: usize) -> usize {
         match self {
-            Place::Cpu => product_scratch_bytes_of(dtype, m, n, k),
-            Place::Cuda => sizes::product_scratch_bytes(dtype, m, n, k),
+            Place::Cpu => product_scratch_bytes_of(types.0, m, n, k),
+            Place::Cuda => sizes::product_scratch_bytes(types, m, n, k),
         }
     }
 
@@ -84,19 +85,19 @@ impl Place {
         }
     }
 
-    /// Bytes that the loss takes beside its operands: x `[N, D]`, w `[V, D]`, `chunk_rows` rows at a time.
+    /// Bytes that the loss takes beside its operands: x `[N, D]` and w `[V, D]`, each of a type, `chunk_rows` rows at a time.
     pub fn loss_scratch_bytes(
         self,
-        dtype: DType,
+        types: (DType, DType),
         (n, v, d): (usize, usize, usize),
         chunk_rows: usize,
         gradients: LossGradients,
     ) -> usize {
         match self {
             Place::Cpu => {
-                cross_entropy::cpu::cross_entropy_scratch_bytes(dtype, (n, v, d), chunk_rows, gradients)
+                cross_entropy::cpu::cross_entropy_scratch_bytes(types.0, (n, v, d), chunk_rows, gradients)
             }
-            Place::Cuda => sizes::loss_scratch_bytes(dtype, (n, v, d), chunk_rows, gradients),
+            Place::Cuda => sizes::loss_scratch_bytes(types, (n, v, d), chunk_rows, gradients),
         }
     }
 

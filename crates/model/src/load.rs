@@ -245,7 +245,11 @@ impl Shelf {
     }
 
     /// A parameter under any of its names: its file, its name there, and what stands there.
-    fn view(&self, config: &Config, parameter: Parameter) -> Result<Option<(&WeightFile, String, WeightView)>> {
+    fn view(
+        &self,
+        config: &Config,
+        parameter: Parameter,
+    ) -> Result<Option<(&WeightFile, String, WeightView)>> {
         for name in config.family.names().spellings(parameter) {
             let Some(file) = self.file_of(&name) else { continue };
             if let Some(view) = file.get(&name)? {

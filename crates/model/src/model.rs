@@ -7,6 +7,7 @@ use lora_sb_kernels::{DType, Kernels, RopeTable, SharedBytes, Tensor};
 
 use crate::config::{Positions, Rotation, Task};
 use crate::load::{self, LoadOptions, Shelf};
+use crate::memory::Footprint;
 use crate::weights::{Storage, Weights};
 use crate::{
     Batch, BlockSaved, Config, Error, Gradients, InputGradient, LinearHook, NoGradients, Parameter,
@@ -148,6 +149,12 @@ impl Model {
     /// ([`Place::loss_rows`](lora_sb_kernels::Place::loss_rows)).
     pub fn set_loss_chunk(&mut self, rows: usize) {
         self.loss_chunk = rows.max(1);
+    }
+
+    /// What the memory of a pass depends on, whatever its batch.
+    pub fn footprint(&self) -> Footprint<'_> {
+        let (storage, place) = (self.weights.storage(), self.kernels.place());
+        Footprint { config: &self.config, dtype: self.dtype, loss_chunk: self.loss_chunk, storage, place }
     }
 
     /// The directory that it was read from.

@@ -66,6 +66,10 @@ impl Weights {
         Ok(Weights::new(config, tensors, storage))
     }
 
+    pub(crate) fn storage(&self) -> Storage {
+        self.storage
+    }
+
     fn key(&self, parameter: Parameter) -> Parameter {
         if self.tied && parameter == Parameter::Head { Parameter::Embedding } else { parameter }
     }

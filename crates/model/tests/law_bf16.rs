@@ -67,7 +67,10 @@ fn the_bytes_of_rounded_weights_are_foretold() {
         let tensors = model.parameters().into_iter().map(|parameter| model.weight(parameter).unwrap());
         let mapped: usize = tensors.filter(|t| t.dtype() == DType::F32).map(|t| t.bytes()).sum();
         let live = model.kernels().usage().live_bytes;
-        assert_eq!(memory::weights(model.config(), Storage::Mapped, 4, DType::Bf16, Place::Cpu) + rope, live + mapped);
+        assert_eq!(
+            memory::weights(model.config(), Storage::Mapped, 4, DType::Bf16, Place::Cpu) + rope,
+            live + mapped
+        );
     }
 }
 

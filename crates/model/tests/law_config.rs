@@ -3,7 +3,7 @@
 mod support;
 
 use lora_sb_kernels::{DType, Place, RopeScaling};
-use lora_sb_model::memory::{self, Footprint};
+use lora_sb_model::memory;
 use lora_sb_model::{Frozen, Parameter, Positions, Projection, Rotation, Storage};
 use serde_json::{Value, json};
 use support::{Texts, config, model};
@@ -70,7 +70,7 @@ fn a_blocks_saved_bytes_are_foretold() {
     let (y, saved) = model.block_forward(1, x, &batch, &Frozen).unwrap();
     drop(y);
     let held = kernels.usage().live_bytes - before;
-    assert_eq!(held, Footprint::new(model.config(), DType::F32, Place::Cpu).block_saved(batch.tokens()));
+    assert_eq!(held, model.footprint().block_saved(batch.tokens()));
     let input = saved.into_input();
     assert_eq!(kernels.usage().live_bytes - before, input.bytes());
     drop(input);
@@ -91,7 +91,8 @@ fn the_weights_bytes_are_foretold() {
 fn rows_of_a_mapped_embedding_that_nobody_reads_are_not_counted() {
     // Rows of 32 bytes in f16: the system maps 2048 of them at a time.
     let sizes = |tied| config(json!({ "hidden_size": 16, "vocab_size": 5000, "tie_word_embeddings": tied }));
-    let unread = |tied, ids: &[u32]| memory::embedding_unread(&sizes(tied), 2, Place::Cpu, ids.iter().copied());
+    let unread =
+        |tied, ids: &[u32]| memory::embedding_unread(&sizes(tied), 2, Place::Cpu, ids.iter().copied());
     assert_eq!(unread(false, &[]), 3 << 16);
     assert_eq!(unread(false, &[2047, 0, 9]), 2 << 16);
     assert_eq!(unread(false, &[2047, 2048, 4999, 5000]), 0);

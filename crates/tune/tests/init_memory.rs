@@ -5,7 +5,6 @@ mod training;
 
 use lora_sb_data::Example;
 use lora_sb_kernels::DType;
-use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Config, Model, Site, Storage};
 use lora_sb_tune::plan::{EstimatePlan, EstimateSize};
 use lora_sb_tune::{AdapterConfig, Bases, InitConfig, Method, Tuned};
@@ -38,7 +37,7 @@ fn plan<'a>(
     examples: &[Example],
 ) -> EstimatePlan<'a> {
     let size = EstimateSize::of(examples, adapter.init.max_tokens);
-    EstimatePlan { footprint: Footprint::new(model.config(), model.dtype(), model.kernels().place()), adapter, sites, size }
+    EstimatePlan { footprint: model.footprint(), adapter, sites, size }
 }
 
 #[test]

@@ -8,11 +8,14 @@ mod choice;
 mod settings;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use lora_sb_model::SaveType;
 use lora_sb_tune::config::Precision;
 use lora_sb_tune::eval::Metric;
+
+use crate::device::DeviceChoice;
 
 pub(crate) use bench::{BenchArgs, RECORDS};
 pub(crate) use choice::{
@@ -114,6 +117,15 @@ underscores, as `rank = 64`. Exit codes: 0 done, 1 failed, 2 wrong arguments, 13
   lora-sb inspect lora-sb-run
   lora-sb inspect lora-sb-run --json")]
     Inspect(InspectArgs),
+    /// Show what this machine has to compute with, which device is taken, and whether it computes right
+    #[command(after_help = "Examples:
+  lora-sb doctor
+  lora-sb doctor --json
+
+A GPU needs NVIDIA's driver and nothing else. Its matrix products are those of cuBLASLt where that is found: in the \
+system's library path, a CUDA toolkit, a Python environment with PyTorch, or where the variable LORA_SB_CUBLASLT \
+says. Exit code 1: the device that would be taken does not work.")]
+    Doctor(DoctorArgs),
     /// Measure training steps of a model or a preset: speed beside the device's own, memory, time by operation
     #[command(after_help = "Examples:
   lora-sb bench --model llama-160m --max-length 256 --dtype bf16
@@ -312,6 +324,14 @@ pub(crate) struct AverageArgs {
 pub(crate) struct InspectArgs {
     /// Directory of a model, an adapter (native or PEFT), a checkpoint or a run
     pub(crate) dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `doctor` takes.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

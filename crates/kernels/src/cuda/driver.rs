@@ -102,6 +102,11 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     #[expect(unsafe_code, reason = "a contract that the compiler cannot check")]
     unsafe fn launch(&self, start: Start<'_>) -> Outcome;
 
+    /// Makes a kernel ready to be launched, which its first launch does where nobody asked.
+    fn prepare(&self, _kernel: &'static Kernel) -> Outcome {
+        Ok(())
+    }
+
     /// Waits until everything is done.
     fn synchronize(&self) -> Outcome;
 

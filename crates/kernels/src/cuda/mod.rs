@@ -26,6 +26,7 @@ use self::memory::{DeviceMemory, Storage};
 pub use self::probe::{Candidate, Problem, Products, Report, probe};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
+use crate::op::attention;
 use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// A GPU.
@@ -33,11 +34,12 @@ use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedByt
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) attention: attention::cuda::work::Tables,
 }
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver }
+        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
     }
 
     /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.
@@ -56,6 +58,14 @@ impl Cuda {
         self.driver.gpu()
     }
 
+    /// Bytes of the GPU's memory that nobody has taken.
+    ///
+    /// # Errors
+    /// Where the driver does not say.
+    pub fn free_bytes(&self) -> Result<usize> {
+        self.driver.free_bytes().map_err(|failure| driver_error("memory", &failure))
+    }
+
     /// Who computes matrix products: the vendor's library, as `cuBLASLt 12.4.5`, or why it does not and the kernels of this
     /// crate do.
     ///
@@ -64,6 +74,19 @@ impl Cuda {
     pub fn products(&self) -> Result<String, String> {
         let reason = || self.driver.without_blas().unwrap_or("the driver has none").to_owned();
         self.driver.blas().map(|blas| blas.name()).ok_or_else(reason)
+    }
+
+    /// Makes all kernels ready, each module compiled for the GPU where the driver has not kept it; how many there are.
+    /// Otherwise a kernel's first launch does that.
+    ///
+    /// # Errors
+    /// Where the driver's compiler refuses one.
+    pub fn prepare(&self) -> Result<usize> {
+        let kernels = module::all();
+        for kernel in kernels.values() {
+            self.driver.prepare(kernel).map_err(|failure| driver_error(kernel.name, &failure))?;
+        }
+        Ok(kernels.len())
     }
 
     /// Elements of a tensor of any floating type on this device.
@@ -333,8 +356,8 @@ impl Memory for Cuda {
         Place::Cuda
     }
 
-    fn free_bytes(&self) -> Result<Option<usize>> {
-        self.driver.free_bytes().map(Some).map_err(|failure| driver_error("free_bytes", &failure))
+    fn available_bytes(&self) -> Result<Option<usize>> {
+        self.free_bytes().map(Some)
     }
 
     fn usage(&self) -> Usage {

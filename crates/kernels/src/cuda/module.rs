@@ -30,6 +30,10 @@ macro_rules! modules {
 modules! {
     "activation": "op/activation/activation.cu",
     "adamw": "op/adamw/adamw.cu",
+    "attention_backward_keys": "op/attention/backward_keys.cu",
+    "attention_backward_queries": "op/attention/backward_queries.cu",
+    "attention_forward": "op/attention/forward.cu",
+    "attention_plain": "op/attention/plain.cu",
     "bias": "op/bias/bias.cu",
     "channel": "op/channel/channel.cu",
     "cross_entropy": "op/cross_entropy/cross_entropy.cu",
@@ -64,9 +68,14 @@ pub struct Kernel {
 
 /// The kernel of a name.
 pub(crate) fn kernel(name: &str) -> Option<&'static Kernel> {
+    all().get(name)
+}
+
+/// All kernels by their names.
+pub(crate) fn all() -> &'static BTreeMap<&'static str, Kernel> {
     static KERNELS: OnceLock<BTreeMap<&'static str, Kernel>> = OnceLock::new();
     let read = || (0..MODULES.len()).flat_map(kernels);
-    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect()).get(name)
+    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect())
 }
 
 /// The kernels of a module, by its place in [`MODULES`].

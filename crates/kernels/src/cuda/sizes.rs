@@ -8,8 +8,8 @@ use crate::{AttentionShape, DType, LossGradients};
 /// limit that comes from what the driver reports as free does not depend on it.
 const CONTEXT_BYTES: usize = 500 << 20;
 
-/// Bytes of cuBLASLt's workspace.
-const WORKSPACE_BYTES: usize = 32 << 20;
+/// Bytes of cuBLASLt's workspace: what its makers advise for compute capability 9.0.
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// What a process takes before its first tensor.
 pub(crate) const OVERHEAD_BYTES: usize = CONTEXT_BYTES + WORKSPACE_BYTES;
@@ -25,9 +25,16 @@ pub(crate) fn tensor_bytes(bytes: usize) -> usize {
     granules(bytes)
 }
 
-/// Operands are read as they lie.
-pub(crate) fn product_scratch_bytes(_: DType, _m: usize, _n: usize, _k: usize) -> usize {
-    0
+/// The most bytes that parts of a product's depth are counted with: one with more results than this is large enough for all
+/// multiprocessors undivided.
+const PARTS_BYTES: usize = 64 << 20;
+/// The most parts.
+const PARTS: usize = 64;
+
+/// A weight that is rounded, and the results of the parts that a product's depth is cut into.
+pub(crate) fn product_scratch_bytes((x, w): (DType, DType), m: usize, n: usize, k: usize) -> usize {
+    let rounded = if x == DType::Bf16 && w != x { granules(n * k * x.size()) } else { 0 };
+    rounded + granules((PARTS * m * n * size_of::<f32>()).min(PARTS_BYTES))
 }
 
 /// The row sums of the backward, and the gradient of q as it is summed.
@@ -41,7 +48,7 @@ pub(crate) fn loss_row_bytes(v: usize, d: usize) -> usize {
 }
 
 pub(crate) fn loss_scratch_bytes(
-    _: DType,
+    _: (DType, DType),
     (n, v, d): (usize, usize, usize),
     chunk_rows: usize,
     _: LossGradients,

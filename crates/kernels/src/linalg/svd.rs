@@ -3,9 +3,7 @@
 use super::dense::{Square, combine, dense_svd};
 use super::operator::{Filter, Operator, Polynomial, Ritz, Side, filter_block, rows};
 use super::orthonormal::{orthonormalise, random_rows};
-use crate::{
-    Accum, DType, Error, Generator, Kernels, Place, Result, Tensor, shape,
-};
+use crate::{Accum, DType, Error, Generator, Kernels, Place, Result, Tensor, shape};
 
 const OP: &str = "truncated_svd";
 
@@ -124,16 +122,12 @@ pub fn truncated_svd_bytes(
     let (small, large) = (m.min(n), m.max(n));
     let block = block_size(small, rank, options);
     let rows = |count: usize, width: usize| place.bytes(count * width);
-    let product = |m, n, k| place.product_scratch_bytes(DType::F32, m, n, k);
-    let squaring = place.product_scratch_bytes(dtype, small, small, large);
+    let product = |m, n, k| place.product_scratch_bytes((DType::F32, dtype), m, n, k);
+    let squaring = place.product_scratch_bytes((dtype, dtype), small, small, large);
     // Basis, images, both rotated, residuals; the rotation and its like are `[k, k]`.
-    let ritz = 5 * rows(block, small)
-        + 2 * rows(block, block)
-        + product(block, small, block.max(small));
-    let last = 2 * rows(block, small)
-        + 2 * rows(rank, small)
-        + 2 * rows(rank, large)
-        + product(rank, large, small);
+    let ritz = 5 * rows(block, small) + 2 * rows(block, block) + product(block, small, block.max(small));
+    let last =
+        2 * rows(block, small) + 2 * rows(rank, small) + 2 * rows(rank, large) + product(rank, large, small);
     rows(small, small) + squaring.max(ritz).max(last)
 }
 

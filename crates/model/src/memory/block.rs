@@ -89,7 +89,7 @@ impl<'a> Moments<'a> {
 
     /// What a product `[m, k] [k, n]` computes in, as its packed blocks.
     fn product(&self, m: usize, n: usize, k: usize) -> usize {
-        self.footprint.place.product_scratch_bytes(self.footprint.dtype, m, n, k)
+        self.footprint.place.product_scratch_bytes(self.footprint.types(), m, n, k)
     }
 
     /// The largest packed blocks of the products that give a layer's gradients; the layer `[n, k]`.

@@ -47,13 +47,7 @@ pub enum Pass {
 
 /// Bytes of the weights of a model that computes in `dtype`; `file_element` is the size of an element in the file.
 /// Mapped weights of the process's own memory are pages of the file that the system may drop and read again.
-pub fn weights(
-    config: &Config,
-    storage: Storage,
-    file_element: usize,
-    dtype: DType,
-    place: Place,
-) -> usize {
+pub fn weights(config: &Config, storage: Storage, file_element: usize, dtype: DType, place: Place) -> usize {
     let rounds = dtype == DType::Bf16 && file_element != dtype.size();
     let held = |parameter: Parameter| {
         let elements: usize = config.parameter_shape(parameter).iter().product();
@@ -68,16 +62,12 @@ pub fn weights(
 
 /// Bytes that reading the weights takes at its largest beyond what is kept of them: on a device with a memory of its own,
 /// the largest tensor in the type of the file, where it is not held in that.
-pub fn reading(
-    config: &Config,
-    storage: Storage,
-    file_element: usize,
-    dtype: DType,
-    place: Place,
-) -> usize {
+pub fn reading(config: &Config, storage: Storage, file_element: usize, dtype: DType, place: Place) -> usize {
     let passes = |parameter: &Parameter| match storage {
         Storage::Trainable => true,
-        Storage::Mapped => dtype == DType::Bf16 && file_element != dtype.size() && rounded(config, *parameter),
+        Storage::Mapped => {
+            dtype == DType::Bf16 && file_element != dtype.size() && rounded(config, *parameter)
+        }
     };
     if place.is_host() {
         return 0;
@@ -137,15 +127,25 @@ pub struct Footprint<'a> {
     pub dtype: DType,
     /// Tokens whose loss is computed together; see [`Model::set_loss_chunk`](crate::Model::set_loss_chunk).
     pub loss_chunk: usize,
+    /// How its weights are held.
+    pub storage: Storage,
     /// The memory that it computes in.
     pub place: Place,
 }
 
 impl<'a> Footprint<'a> {
     /// Of a model that computes in `dtype`, with the usual chunks of the loss.
-    pub fn new(config: &'a Config, dtype: DType, place: Place) -> Self {
+    pub fn new(config: &'a Config, dtype: DType, storage: Storage, place: Place) -> Self {
         let loss_chunk = place.loss_rows(config.vocab_size, config.hidden_size);
-        Footprint { config, dtype, loss_chunk, place }
+        Footprint { config, dtype, loss_chunk, storage, place }
+    }
+
+    /// The types of a product's operands: activations, and the weight beside them.
+    fn types(&self) -> (DType, DType) {
+        match self.storage {
+            Storage::Trainable => (self.dtype, DType::F32),
+            Storage::Mapped => (self.dtype, self.dtype),
+        }
     }
 
     /// Bytes of everything that one block's backward reads, without the hook's part; all its rows are read.
@@ -202,7 +202,7 @@ impl<'a> Footprint<'a> {
         let rows = place.bytes(labelled * d);
         if self.config.task != Task::LanguageModel {
             let hidden = 3 * rows + place.bytes(labelled * self.config.labels());
-            return hidden + rows + place.product_scratch_bytes(DType::F32, labelled, d, d);
+            return hidden + rows + place.product_scratch_bytes((DType::F32, DType::F32), labelled, d, d);
         }
         let normed = place.bytes_of(self.dtype, labelled * d);
         let mut held = rows + normed + place.bytes(labelled); // before and behind the norm, and its statistics
@@ -214,7 +214,7 @@ impl<'a> Footprint<'a> {
         if gradients != LossGradients::None {
             held += normed;
         }
-        let loss = place.loss_scratch_bytes(self.dtype, (labelled, v, d), self.loss_chunk, gradients);
+        let loss = place.loss_scratch_bytes(self.types(), (labelled, v, d), self.loss_chunk, gradients);
         (held + loss).max(2 * rows + normed + place.bytes(labelled))
     }
 

@@ -37,7 +37,11 @@ impl Golden {
             true => {
                 let size = |key| self.config()[key].as_u64();
                 let pad = size("pad_token_id").zip(size("max_position_embeddings"));
-                Arc::new(Padded::new(device(), vec![pads], pad.map(|(pad, rows)| (pad as u32, rows as usize))))
+                Arc::new(Padded::new(
+                    device(),
+                    vec![pads],
+                    pad.map(|(pad, rows)| (pad as u32, rows as usize)),
+                ))
             }
             false => device(),
         };

@@ -100,11 +100,12 @@ fn recomputes(checkpointing: GradientCheckpointing, layers: usize) -> Vec<Recomp
 
 /// Rows of logits, the usual number first; never none.
 fn chunks(request: &MemoryRequest<'_>, given: Option<usize>) -> Vec<usize> {
-    let usual = Footprint::new(request.config, request.dtype, request.place).loss_chunk;
+    let MemoryRequest { config, dtype, storage, place, .. } = *request;
+    let usual = Footprint::new(config, dtype, storage, place).loss_chunk;
     match given {
         Some(rows) => vec![rows],
         // A few classes take no memory to speak of.
-        None if request.config.task != Task::LanguageModel => vec![usual],
+        None if config.task != Task::LanguageModel => vec![usual],
         None => {
             let halved = std::iter::successors(Some(usual / 2), |rows| Some(rows / 2));
             [usual].into_iter().chain(halved.take_while(|&rows| rows >= LEAST_ROWS)).collect()

@@ -93,8 +93,8 @@ pub struct MemoryRequest<'a> {
 impl<'a> MemoryRequest<'a> {
     /// What the memory of a step depends on, whatever its batch.
     pub(super) fn footprint(&self) -> Footprint<'a> {
-        let MemoryRequest { config, dtype, loss_chunk, place, .. } = *self;
-        Footprint { config, dtype, loss_chunk, place }
+        let MemoryRequest { config, dtype, loss_chunk, storage, place, .. } = *self;
+        Footprint { config, dtype, loss_chunk, storage, place }
     }
 
     /// The estimate of its gradient, of that size.
@@ -135,8 +135,9 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Adds up a run.
     pub fn new(request: &MemoryRequest<'_>) -> Self {
-        let MemoryRequest { config, storage, file_element, dtype, recompute, train, evaluation, place, .. } =
-            *request;
+        let MemoryRequest {
+            config, storage, file_element, dtype, recompute, train, evaluation, place, ..
+        } = *request;
         let footprint = request.footprint();
         let hooks = |batch| Hooks { request, batch };
         let full = request.adapter.method == Method::Full;

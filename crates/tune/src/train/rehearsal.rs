@@ -5,7 +5,6 @@
 //! remains: a run that does not fit fails in its first minute, and the steps have the same bits as without.
 
 use lora_sb_data::Example;
-use lora_sb_model::memory::Footprint;
 
 use super::MicroBatches;
 use super::gradients::accumulate;
@@ -60,8 +59,7 @@ impl PeakMemory {
 
 /// The indices of the micro-batch that takes the most memory of a whole run, the first of equals.
 fn largest(tuned: &Tuned, examples: &[Example], config: &TrainConfig) -> Result<Vec<usize>> {
-    let (model, place) = (&tuned.model, tuned.model.kernels().place());
-    let mut footprint = Footprint::new(model.config(), model.dtype(), place);
+    let mut footprint = tuned.model.footprint();
     footprint.loss_chunk = config.loss_chunk.unwrap_or(footprint.loss_chunk);
     let reads = reads(tuned.method());
     let mut largest = (0, BatchSize::default(), Vec::new());

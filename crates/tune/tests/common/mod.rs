@@ -19,8 +19,8 @@ pub(crate) mod device;
 #[path = "../../../model/tests/support/padded.rs"]
 mod padded;
 
-use device::golden_root;
 pub(crate) use device::device;
+use device::golden_root;
 use padded::Padded;
 
 /// The fixtures of a family, or `None` with a line that no test runner swallows.

@@ -52,7 +52,9 @@ fn problem(gpu: &Gpu, has_pools: bool) -> Option<Problem> {
     if gpu.capability < OLDEST_CAPABILITY {
         return Some(Problem {
             message: format!("{} has compute capability {major}.{minor}", gpu.name),
-            hint: format!("take a GPU of compute capability {least_major}.{least_minor} (Ampere, 2020) or later"),
+            hint: format!(
+                "take a GPU of compute capability {least_major}.{least_minor} (Ampere, 2020) or later"
+            ),
         });
     }
     (!has_pools).then(|| Problem {

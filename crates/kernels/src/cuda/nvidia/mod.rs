@@ -22,7 +22,7 @@ use self::staging::Staging;
 use super::Cuda;
 use super::blas::Blas;
 use super::driver::{Driver, Gpu, Outcome, Start};
-use super::module::{MODULES, Module};
+use super::module::{Kernel, MODULES, Module};
 use super::probe::Problem;
 use crate::{Error, Result};
 
@@ -139,10 +139,13 @@ impl Driver for Nvidia {
         unsafe {
             let (threads, shared) = (start.threads, start.shared_bytes);
             let function = function.handle;
-            self.context
-                .api
-                .launch_kernel(function, x, y, z, threads, 1, 1, shared, stream, arguments, extra)
+            self.context.api.launch_kernel(function, x, y, z, threads, 1, 1, shared, stream, arguments, extra)
         }
+    }
+
+    fn prepare(&self, kernel: &'static Kernel) -> Outcome {
+        self.context.current()?;
+        self.functions.get(kernel, 0).map(drop)
     }
 
     fn synchronize(&self) -> Outcome {

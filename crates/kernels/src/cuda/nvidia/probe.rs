@@ -3,11 +3,11 @@
 use std::ffi::c_int;
 use std::path::PathBuf;
 
+use super::Places;
 use super::api::Api;
 use super::blas;
 use super::context::Device;
 use super::library::Absence;
-use super::Places;
 use crate::cuda::driver::{Failure, Outcome};
 use crate::cuda::probe::{Candidate, Problem, Products, Report};
 
@@ -98,7 +98,9 @@ fn too_old(message: &str) -> Problem {
 pub(super) fn refused(failure: Failure) -> Problem {
     let hint = match failure.out_of_memory {
         true => "end what fills the GPU's memory; `nvidia-smi` lists the processes",
-        false => "check that `nvidia-smi` lists the GPU in the same place, and that no other process has it for itself",
+        false => {
+            "check that `nvidia-smi` lists the GPU in the same place, and that no other process has it for itself"
+        }
     };
     Problem { message: failure.to_string(), hint: hint.into() }
 }

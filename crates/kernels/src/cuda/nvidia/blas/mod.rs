@@ -4,6 +4,7 @@ mod api;
 mod search;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,9 +16,7 @@ use crate::DType;
 use crate::cuda::blas::{Blas, Matrix, Product};
 use crate::cuda::driver::Outcome;
 use crate::cuda::probe::Products;
-
-/// Bytes that the library may work in; what its makers advise for compute capability 9.0.
-const WORKSPACE: usize = 32 << 20;
+use crate::cuda::sizes::WORKSPACE_BYTES;
 
 /// Addresses are told apart by their alignment up to this.
 const MOST_ALIGNED: u64 = 256;
@@ -101,12 +100,14 @@ fn code(dtype: DType) -> c_int {
     }
 }
 
-/// Whether the library's numbers hold the sizes, and there is something to add up.
+/// Whether the types are those of [`Product`], the library's numbers hold the sizes, and there is something to add up.
 fn is_taken(product: &Product) -> bool {
-    let sides = [&product.a, &product.b, &product.c];
     let fits = |&size: &usize| size > 0 && size <= i32::MAX as usize;
-    sides.iter().all(|side| fits(&side.rows) && fits(&side.columns))
-        && product.bias.is_none_or(|bias| bias % BIAS_ALIGNMENT == 0)
+    let is_known = |side: &&Matrix| matches!(side.dtype, DType::F32 | DType::Bf16);
+    let sides = [&product.a, &product.b, &product.c];
+    sides.iter().all(|side| is_known(side) && fits(&side.rows) && fits(&side.columns))
+        && product.a.dtype == product.b.dtype
+        && product.bias.is_none_or(|bias| bias.is_multiple_of(BIAS_ALIGNMENT))
 }
 
 #[expect(unsafe_code, reason = "calls of the library with places for their results")]
@@ -115,7 +116,11 @@ impl CublasLt {
     ///
     /// # Errors
     /// In words: it is not found, or does not run there.
-    pub(super) fn new(context: Arc<Context>, search: &Search, driver: (u32, u32)) -> Result<CublasLt, String> {
+    pub(super) fn new(
+        context: Arc<Context>,
+        search: &Search,
+        driver: (u32, u32),
+    ) -> Result<CublasLt, String> {
         let api = search.load(driver).0.ok_or("cuBLASLt is not found")?;
         let (plans, library) = (Mutex::default(), 0);
         let mut own = CublasLt { api, context, library, workspace: 0, preference: 0, plans };
@@ -130,8 +135,8 @@ impl CublasLt {
             self.api.create(&mut self.library)?;
             self.api.preference_create(&mut self.preference)?;
         }
-        self.workspace = self.context.allocate(WORKSPACE)?;
-        self.prefer(number::PREFERENCE_WORKSPACE_BYTES, &WORKSPACE)?;
+        self.workspace = self.context.allocate(WORKSPACE_BYTES)?;
+        self.prefer(number::PREFERENCE_WORKSPACE_BYTES, &WORKSPACE_BYTES)?;
         self.prefer(number::PREFERENCE_REDUCTIONS, &number::REDUCTION_COMPUTE_TYPE)
     }
 
@@ -242,7 +247,7 @@ impl CublasLt {
                 c,
                 &plan.algorithm,
                 self.workspace,
-                WORKSPACE,
+                WORKSPACE_BYTES,
                 self.context.stream,
             )
         }
@@ -262,10 +267,11 @@ impl Blas for CublasLt {
         self.context.current()?;
         let key = Key::of(product);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&key) {
-            plans.insert(key, self.plan(&key)?);
-        }
-        match &plans[&key] {
+        let plan = match plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.plan(&key)?),
+        };
+        match plan {
             None => Ok(false),
             // SAFETY: the caller's promise.
             Some(plan) => unsafe { self.run(plan, product) }.map(|()| true),

@@ -146,7 +146,9 @@ fn expanded(pattern: &Path) -> Vec<PathBuf> {
         let part = part.as_os_str();
         match part.to_str().and_then(|text| text.split_once('*')) {
             None => found.iter_mut().for_each(|folder| folder.push(part)),
-            Some((start, end)) => found = found.iter().flat_map(|folder| matching(folder, start, end)).collect(),
+            Some((start, end)) => {
+                found = found.iter().flat_map(|folder| matching(folder, start, end)).collect()
+            }
         }
     }
     found
@@ -154,7 +156,8 @@ fn expanded(pattern: &Path) -> Vec<PathBuf> {
 
 fn matching(folder: &Path, start: &str, end: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let fits = |name: &str| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end);
+    let fits =
+        |name: &str| name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end);
     let mut found: Vec<PathBuf> = entries
         .filter(|entry| entry.file_name().to_str().is_some_and(fits))
         .map(|entry| entry.path())
@@ -196,7 +199,8 @@ mod tests {
         let folder = |name: &str| root.path().join(name);
         std::fs::create_dir_all(folder("conda/bin")).unwrap();
         std::fs::write(folder("conda/bin/python3"), "").unwrap();
-        let path = std::env::join_paths([folder("none/bin"), folder("conda/bin"), "/usr/bin".into()]).unwrap();
+        let path =
+            std::env::join_paths([folder("none/bin"), folder("conda/bin"), "/usr/bin".into()]).unwrap();
         let found = prefixes(|name| match name {
             "VIRTUAL_ENV" => Some(folder("venv").into()),
             "HOME" => Some(folder("home").into()),

@@ -85,7 +85,10 @@ fn compiled(source: &str, definitions: &[&str], library: &Path) -> bool {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/nvidia/fake").join(source);
     let mut command = Command::new(compiler);
-    command.args(["-std=c++17", "-shared", "-fPIC", "-fvisibility-inlines-hidden", "-o"]).arg(library).arg(source);
+    command
+        .args(["-std=c++17", "-shared", "-fPIC", "-fvisibility-inlines-hidden", "-o"])
+        .arg(library)
+        .arg(source);
     command.args(definitions.iter().map(|definition| format!("-D{definition}")));
     match command.output() {
         Err(_) => false,

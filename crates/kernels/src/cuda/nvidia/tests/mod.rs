@@ -2,5 +2,7 @@
 
 mod driver;
 mod fake;
+#[cfg(feature = "emulator")]
+mod operations;
 mod products;
 mod refusals;

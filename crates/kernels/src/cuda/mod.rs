@@ -39,7 +39,11 @@ pub struct Cuda {
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
+        Cuda {
+            memory: DeviceMemory::new(Arc::clone(&driver)),
+            driver,
+            attention: attention::cuda::work::Tables::default(),
+        }
     }
 
     /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.

@@ -89,9 +89,8 @@ impl Tables {
     ) -> Result<Arc<Table>> {
         let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let (mask, group) = (geometry.mask, geometry.group());
-        let same = |key: &Key| {
-            (key.cut, key.mask, key.group) == (cut, mask, group) && key.segments == *segments
-        };
+        let same =
+            |key: &Key| (key.cut, key.mask, key.group) == (cut, mask, group) && key.segments == *segments;
         if let Some(at) = kept.iter().position(|(key, _)| same(key)) {
             let found = kept.remove(at);
             let table = Arc::clone(&found.1);
@@ -138,7 +137,9 @@ impl Work {
             match cut {
                 Cut::Forward { few, .. } if rows <= FEW_ROWS => work.add_few(geometry, places, few),
                 Cut::Forward { tile, .. } | Cut::Rows { tile } => work.add_rows(geometry, places, tile),
-                Cut::Keys { tile } => work.add_keys(geometry, places, tile, part_rows(rows, keys.len(), tile)),
+                Cut::Keys { tile } => {
+                    work.add_keys(geometry, places, tile, part_rows(rows, keys.len(), tile))
+                }
                 Cut::WholeKeys { tile } => work.add_keys(geometry, places, tile, usize::MAX),
             }
         }

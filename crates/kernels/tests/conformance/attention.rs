@@ -96,6 +96,13 @@ fn cases() -> Vec<Case> {
         add("groups", (heads.0, heads.1, 8), Mask::Causal, None, &packed(&[37, 70]));
         add("groups", (heads.0, heads.1, 8), Mask::Full, None, &cached(&[(1, 150), (2, 40)]));
     }
+    // More keys than one warp goes over, and heads that are larger than tiles.
+    for mask in masks {
+        add("long caches", (4, 2, 64), mask, None, &cached(&[(1, 600), (3, 515), (2, 256), (1, 257)]));
+        add("long caches", (2, 2, 24), mask, Some(4.0), &cached(&[(20, 1000)]));
+        add("large heads", (4, 2, 270), mask, Some(2.0), &cached(&[(5, 39), (1, 3)]));
+        add("large heads", (2, 1, 600), mask, None, &packed(&[35, 0, 2]));
+    }
     add("no tokens", (2, 1, 8), Mask::Causal, None, &packed(&[]));
     add("an empty segment", (2, 1, 8), Mask::Causal, Some(2.0), &packed(&[3, 0, 5]));
     cases
@@ -262,10 +269,10 @@ impl Sizes {
 
 #[test]
 fn attention_and_its_gradients() {
-    for kernels in devices() {
-        for (case, dtype) in cases().iter().flat_map(|case| DTYPES.map(|dtype| (case, dtype))) {
-            Truth::new(case, dtype, 1.0).check(case, &*kernels);
-        }
+    let devices = devices();
+    for (case, dtype) in cases().iter().flat_map(|case| DTYPES.map(|dtype| (case, dtype))) {
+        let truth = Truth::new(case, dtype, 1.0);
+        devices.iter().for_each(|kernels| truth.check(case, &**kernels));
     }
 }
 

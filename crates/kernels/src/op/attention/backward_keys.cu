@@ -34,33 +34,32 @@ struct Band {
         float s[M][ROWS / 8][4], ds[M][ROWS / 8][4];
         clear(s);
         multiply_heads<T, E>(s, k, q);
-        u32 first = lane_index() % 4 * 2;
+        if (row < all_begin || row + ROWS > all_end) hide(row, s, hidden(scale));
+        statistics += lane_index() % 4 * 2;
 #pragma unroll
-        for (u32 n = 0; n < ROWS / 8; n++)
+        for (u32 n = 0; n < ROWS / 8; n++) {
+            float2 delta = *reinterpret_cast<const float2*>(statistics + ROWS + n * 8);
 #pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                float delta = WHICH == Gradients::VALUES ? 0 : -statistics[ROWS + n * 8 + first + i];
-#pragma unroll
-                for (u32 m = 0; m < M; m++) ds[m][n][i] = delta, ds[m][n][2 + i] = delta;
+            for (u32 m = 0; m < M; m++) {
+                ds[m][n][0] = -delta.x, ds[m][n][1] = -delta.y;
+                ds[m][n][2] = -delta.x, ds[m][n][3] = -delta.y;
             }
+        }
         if (WHICH != Gradients::VALUES) multiply_heads<T, E>(ds, v, d_o);
 #pragma unroll
-        for (u32 n = 0; n < ROWS / 8; n++)
+        for (u32 n = 0; n < ROWS / 8; n++) {
+            float2 pair = *reinterpret_cast<const float2*>(statistics + n * 8);
+            float lse[2] = {pair.x * LOG2_E, pair.y * LOG2_E};
 #pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                float lse = statistics[n * 8 + first + i] * LOG2_E;
+            for (u32 m = 0; m < M; m++)
 #pragma unroll
-                for (u32 m = 0; m < M; m++) {
-                    slope<T>(s[m][n][i], ds[m][n][i], scale, lse);
-                    slope<T>(s[m][n][2 + i], ds[m][n][2 + i], scale, lse);
-                }
-            }
-        if (row < all_begin || row + ROWS > all_end) hide(row, s, ds);
+                for (u32 i = 0; i < 4; i++) slope<T>(s[m][n][i], ds[m][n][i], scale, lse[i % 2]);
+        }
         if (WHICH != Gradients::KEYS) multiply_scores<T, E>(dv, s, d_o);
         if (WHICH != Gradients::VALUES) multiply_scores<T, E>(dk, ds, q);
     }
 
-    DEVICE void hide(u32 row, float (&s)[M][ROWS / 8][4], float (&ds)[M][ROWS / 8][4]) const {
+    DEVICE void hide(u32 row, float (&s)[M][ROWS / 8][4], float hidden) const {
         u32 first = row + lane_index() % 4 * 2;
 #pragma unroll
         for (u32 m = 0; m < M; m++)
@@ -70,8 +69,8 @@ struct Band {
                 u32 begin = mask.begin_row(key), end = mask.end_row(key);
 #pragma unroll
                 for (u32 i = 0; i < ROWS / 4; i++) {
-                    u32 column = first + i / 2 * 8 + i % 2, at = 2 * half + i % 2;
-                    if (column < begin || column >= end) s[m][i / 2][at] = 0, ds[m][i / 2][at] = 0;
+                    u32 column = first + i / 2 * 8 + i % 2;
+                    if (column < begin || column >= end) s[m][i / 2][2 * half + i % 2] = hidden;
                 }
             }
     }
@@ -108,19 +107,15 @@ DEVICE void keys(const Backward<T>& b, const Outputs<T>& out, u8* space) {
     float* statistics = reinterpret_cast<float*>(rows.from(b.stages * 2 * ROWS * S).at);
     Place statistics_place = place_of(statistics);
     Rows<const T> q_rows = query_rows(b.q, item, b.heads, group, kv_head, b.e);
-    Rows<const T> d_o_rows = query_rows(b.d_o, item, b.heads, group, kv_head, b.e);
     Rows<const float> lse_rows = query_rows(b.lse, item, b.heads, group, kv_head, 1);
     const float* deltas = b.delta + (lse_rows.at - b.lse);
     u32 own = threadIdx.x / WARP * 16 * M;
-    load_rows<T, E>(k, tile, key_rows(b.k, item, b.kv_heads, kv_head, b.e), item.start, item.keys);
-    load_rows<T, E>(v, tile, key_rows(b.v, item, b.kv_heads, kv_head, b.e), item.start, item.keys);
+    load_pairs<T, E>(k, tile, key_rows(b.k, item, b.kv_heads, kv_head, b.e), b.k, b.v, item.start, item.keys);
     Band<T, E, M, ROWS> band(mask_of(item, group, b.window), item.start + own);
     float dv[M][E / 8][4], dk[M][E / 8][4];
     clear(dv), clear(dk);
     auto load = [&](u32 stage, u32 row) {
-        Tile<T> to = rows.from(stage * 2 * ROWS * S);
-        load_rows<T, E>(to, ROWS, q_rows, row, item.end);
-        load_rows<T, E>(to.from(ROWS * S), ROWS, d_o_rows, row, item.end);
+        load_pairs<T, E>(rows.from(stage * 2 * ROWS * S), ROWS, q_rows, b.q, b.d_o, row, item.end);
         for (u32 i = threadIdx.x; i < 2 * ROWS; i += blockDim.x) {
             u32 at = row + i % ROWS;
             bool there = at < item.end;
@@ -154,7 +149,7 @@ DEVICE void keys(const Backward<T>& b, const Outputs<T>& out) {
 using namespace attention;
 
 #define KEYS(name, T, E, M, ROWS, TOGETHER, THREADS)                                                                       \
-    KERNEL __launch_bounds__(THREADS) name(const Item* items, const T* q, const T* k, const T* v, const T* d_o,            \
+    KERNEL __launch_bounds__(THREADS, 1) name(const Item* items, const T* q, const T* k, const T* v, const T* d_o,            \
         const float* lse, const float* delta, T* dk, T* dv, float* dk_parts, float* dv_parts, u32 heads, u32 kv_heads,     \
         u32 e, u32 window, float factor, float bound, float scale, u32 stages) {                                           \
         keys<T, E, M, ROWS, TOGETHER>(                                                                                     \
@@ -163,7 +158,7 @@ using namespace attention;
     }
 
 // (head size, tiles of 16 keys a warp, rows of a tile, dk and dv in one block): `tiling.rs` knows them too.
-KEYS(attention_keys_bf16_32, bf16, 32, 2, 64, true, 128)
+KEYS(attention_keys_bf16_32, bf16, 32, 2, 32, true, 128)
 KEYS(attention_keys_bf16_64, bf16, 64, 2, 32, true, 128)
 KEYS(attention_keys_bf16_96, bf16, 96, 1, 64, true, 256)
 KEYS(attention_keys_bf16_128, bf16, 128, 1, 64, true, 256)

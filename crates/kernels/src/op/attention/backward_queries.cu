@@ -66,6 +66,7 @@ struct Band {
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) ds[m][n][i] = -delta[m][i / 2];
         multiply_heads<T, E>(s, q, k);
+        if (key < all_begin || key + KEYS > all_end) hide(key, s, hidden(scale));
         multiply_heads<T, E>(ds, d_o, v);
 #pragma unroll
         for (u32 m = 0; m < M; m++)
@@ -73,11 +74,10 @@ struct Band {
             for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) slope<T>(s[m][n][i], ds[m][n][i], scale, lse[m][i / 2]);
-        if (key < all_begin || key + KEYS > all_end) hide(key, ds);
         multiply_scores<T, E>(dq, ds, k);
     }
 
-    DEVICE void hide(u32 key, float (&ds)[M][KEYS / 8][4]) const {
+    DEVICE void hide(u32 key, float (&s)[M][KEYS / 8][4], float hidden) const {
         u32 first = key + lane_index() % 4 * 2;
 #pragma unroll
         for (u32 m = 0; m < M; m++)
@@ -87,7 +87,7 @@ struct Band {
 #pragma unroll
                 for (u32 i = 0; i < KEYS / 4; i++) {
                     u32 column = first + i / 2 * 8 + i % 2;
-                    if (column < begin || column >= end) ds[m][i / 2][2 * half + i % 2] = 0;
+                    if (column < begin || column >= end) s[m][i / 2][2 * half + i % 2] = hidden;
                 }
             }
     }
@@ -101,15 +101,11 @@ DEVICE void queries(const Backward<T>& b, T* dq) {
     u32 kv_head = blockIdx.x % b.kv_heads, group = b.heads / b.kv_heads, tile = blockDim.x / WARP * 16 * M;
     Tile<T> q = tile_at<T>(space), d_o = q.from(tile * S), keys = d_o.from(tile * S);
     Rows<const T> k_rows = key_rows(b.k, item, b.kv_heads, kv_head, b.e);
-    Rows<const T> v_rows = key_rows(b.v, item, b.kv_heads, kv_head, b.e);
     u32 rows = item.queries * group, own = threadIdx.x / WARP * 16 * M;
-    load_rows<T, E>(q, tile, query_rows(b.q, item, b.heads, group, kv_head, b.e), item.start, rows);
-    load_rows<T, E>(d_o, tile, query_rows(b.d_o, item, b.heads, group, kv_head, b.e), item.start, rows);
+    load_pairs<T, E>(q, tile, query_rows(b.q, item, b.heads, group, kv_head, b.e), b.q, b.d_o, item.start, rows);
     Band<T, E, M, KEYS> band(b, item, mask_of(item, group, b.window), kv_head, item.start + own);
     auto load = [&](u32 stage, u32 key) {
-        Tile<T> to = keys.from(stage * 2 * KEYS * S);
-        load_rows<T, E>(to, KEYS, k_rows, key, item.end);
-        load_rows<T, E>(to.from(KEYS * S), KEYS, v_rows, key, item.end);
+        load_pairs<T, E>(keys.from(stage * 2 * KEYS * S), KEYS, k_rows, b.k, b.v, key, item.end);
     };
     auto use = [&](u32 stage, u32 key) {
         Tile<T> k = keys.from(stage * 2 * KEYS * S);
@@ -130,20 +126,20 @@ KERNEL attention_delta(Floats o, Floats d_o, float* out, u64 rows, u32 e, u32 la
     attention::delta(o, d_o, out, rows, e, lanes);
 }
 
-#define QUERIES(name, T, E, M, KEYS, THREADS)                                                                              \
-    KERNEL __launch_bounds__(THREADS) name(const Item* items, const T* q, const T* k, const T* v, const T* d_o,            \
+#define QUERIES(name, T, E, M, KEYS, BLOCKS)                                                                               \
+    KERNEL __launch_bounds__(128, BLOCKS) name(const Item* items, const T* q, const T* k, const T* v, const T* d_o,            \
         const float* lse, const float* delta, T* dq, u32 heads, u32 kv_heads, u32 e, u32 window, float factor,             \
         float bound, float scale, u32 stages) {                                                                            \
         queries<T, E, M, KEYS>(                                                                                            \
             {items, q, k, v, d_o, lse, delta, heads, kv_heads, e, window, {factor, bound}, scale, stages}, dq);            \
     }
 
-// (head size, tiles of 16 rows a warp, keys of a tile): `tiling.rs` knows them too.
-QUERIES(attention_queries_bf16_32, bf16, 32, 2, 64, 128)
-QUERIES(attention_queries_bf16_64, bf16, 64, 2, 32, 128)
-QUERIES(attention_queries_bf16_96, bf16, 96, 2, 32, 128)
-QUERIES(attention_queries_bf16_128, bf16, 128, 2, 32, 128)
-QUERIES(attention_queries_bf16_256, bf16, 256, 1, 32, 128)
-QUERIES(attention_queries_f32_64, float, 64, 1, 32, 128)
-QUERIES(attention_queries_f32_128, float, 128, 1, 32, 128)
-QUERIES(attention_queries_f32_256, float, 256, 1, 16, 128)
+// (head size, tiles of 16 rows a warp, keys of a tile; blocks at a time): `tiling.rs` knows them too.
+QUERIES(attention_queries_bf16_32, bf16, 32, 2, 32, 3)
+QUERIES(attention_queries_bf16_64, bf16, 64, 2, 32, 3)
+QUERIES(attention_queries_bf16_96, bf16, 96, 2, 32, 1)
+QUERIES(attention_queries_bf16_128, bf16, 128, 2, 32, 1)
+QUERIES(attention_queries_bf16_256, bf16, 256, 1, 32, 1)
+QUERIES(attention_queries_f32_64, float, 64, 1, 32, 1)
+QUERIES(attention_queries_f32_128, float, 128, 1, 32, 1)
+QUERIES(attention_queries_f32_256, float, 256, 1, 16, 1)

@@ -114,6 +114,8 @@ impl Call<'_> {
             Mask::Sliding { window } => u32::try_from(window).unwrap_or(u32::MAX),
         };
         let log2_e = std::f32::consts::LOG2_E;
+        // A masked score is an infinity that stays one when it is scaled.
+        let scale = if scale == 0.0 { f32::MIN_POSITIVE } else { scale };
         let (factor, bound) = match soft_cap {
             None => (scale * log2_e, 0.0),
             Some(cap) => (scale / cap, cap * log2_e),

@@ -59,7 +59,7 @@ macro_rules! tilings {
 
 // (tiles of 16 rows a warp, length of the tiles across, warps) of forward, queries, keys.
 tilings! {
-    Bf16 "bf16_32" 32: (2, 64, 4) (2, 64, 4) (2, 64, 4) 1;
+    Bf16 "bf16_32" 32: (2, 64, 4) (2, 32, 4) (2, 32, 4) 1;
     Bf16 "bf16_64" 64: (2, 64, 4) (2, 32, 4) (2, 32, 4) 1;
     Bf16 "bf16_96" 96: (2, 64, 4) (2, 32, 4) (1, 64, 8) 1;
     Bf16 "bf16_128" 128: (2, 64, 4) (2, 32, 4) (1, 64, 8) 1;

@@ -66,7 +66,9 @@ pub use error::{Error, Result};
 pub use number::Number;
 pub use op::activation::{Activate, Activation};
 pub use op::adamw::{AdamW, AdamWStep};
-pub use op::attention::{Attention, AttentionShape, Mask, Segments, attention_scratch_bytes};
+pub use op::attention::{
+    Attention, AttentionShape, Mask, Segments, attention_gpu_scratch_bytes, attention_scratch_bytes,
+};
 pub use op::bias::Bias;
 pub use op::channel::Channel;
 pub use op::columns::Columns;

@@ -29,12 +29,14 @@ use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    /// How attention cuts the last batches.
     pub(crate) attention: attention::cuda::work::Tables,
 }
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
+        let memory = DeviceMemory::new(Arc::clone(&driver));
+        Cuda { driver, memory, attention: attention::cuda::work::Tables::default() }
     }
 
     /// The GPU itself.

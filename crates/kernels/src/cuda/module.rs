@@ -29,8 +29,11 @@ macro_rules! modules {
 
 modules! {
     "attention_backward_keys": "op/attention/backward_keys.cu",
+    "attention_backward_keys_f32": "op/attention/backward_keys_f32.cu",
     "attention_backward_queries": "op/attention/backward_queries.cu",
+    "attention_backward_queries_f32": "op/attention/backward_queries_f32.cu",
     "attention_forward": "op/attention/forward.cu",
+    "attention_forward_f32": "op/attention/forward_f32.cu",
     "attention_plain": "op/attention/plain.cu",
     "elementwise": "op/elementwise/elementwise.cu",
 }

@@ -70,7 +70,7 @@ struct Scale {
 };
 
 DEVICE float tanh_of(float x, bf16) {
-    // Off by 2^-23 of 1; 0 where the power overflows.
+    // Off by about 2^-23; where the power overflows, the quotient is 0.
     return 1.0f - __fdividef(2.0f, 1.0f + fast_exp2(2.0f * LOG2_E * x));
 }
 DEVICE float tanh_of(float x, float) {
@@ -113,10 +113,11 @@ DEVICE Rows<T> key_rows(T* x, const Item& item, u32 kv_heads, u32 kv_head, u32 e
     return {x + item.first_key * stride + u64(kv_head) * e, stride, 1, e};
 }
 
-// Starts copying rows `first .. first + count` of tensors of one shape into tiles of E columns, with zeros behind row `end` and
-// column e; `rows` are those of the first tensor, and the others begin `further` elements behind it.
+// Starts copying rows `first .. first + count` of tensors of one shape into tiles of E columns, with zeros behind row `end`
+// and column e; `rows` are those of the first tensor, and the others begin `further` elements behind it.
 template <typename T, u32 E, u32 N>
-DEVICE void load_rows(const Tile<T> (&tiles)[N], u32 count, Rows<const T> rows, const i64 (&further)[N], u32 first, u32 end) {
+DEVICE void load_rows(const Tile<T> (&tiles)[N], u32 count, Rows<const T> rows, const i64 (&further)[N], u32 first,
+    u32 end) {
     u32 line = first / rows.group, rest = first - line * rows.group;
     // n / group for the few n of a tile.
     u64 inverse = 0xffffffffu / rows.group + 1ull;

@@ -34,6 +34,7 @@ use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedByt
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    /// How attention cuts the last batches.
     pub(crate) attention: attention::cuda::work::Tables,
 }
 

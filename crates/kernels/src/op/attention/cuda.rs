@@ -84,6 +84,20 @@ impl Attention for Cuda {
     }
 }
 
+/// Bytes that attention takes on a GPU beside its operands, forward and backward, for so many tokens of any segments that
+/// attend to themselves.
+///
+/// # Errors
+/// Where there are more tokens than a GPU counts.
+pub fn attention_gpu_scratch_bytes(dtype: DType, geometry: &AttentionShape, tokens: usize) -> Result<usize> {
+    let op = "attention_backward";
+    let fixed = granules(size_of::<f32>() * tokens * geometry.heads) + work::table_bytes(geometry, tokens);
+    let Some(tiling) = Tiling::of(dtype, geometry.head_size) else { return Ok(fixed) };
+    let tile = tiling.keys.band * tiling.keys.warps;
+    let parts = work::most_parts(op, geometry, tokens, tile)? * geometry.kv_heads;
+    Ok(fixed + 2 * granules(size_of::<f32>() * parts * tile * tiling.width))
+}
+
 /// One call of either direction.
 struct Call<'a> {
     device: &'a Cuda,
@@ -116,6 +130,8 @@ impl Call<'_> {
             Mask::Sliding { window } => u32::try_from(window).unwrap_or(u32::MAX),
         };
         let log2_e = std::f32::consts::LOG2_E;
+        // A masked score is an infinity that stays one when it is scaled.
+        let scale = if scale == 0.0 { f32::MIN_POSITIVE } else { scale };
         let (factor, bound) = match soft_cap {
             None => (scale * log2_e, 0.0),
             Some(cap) => (scale / cap, cap * log2_e),

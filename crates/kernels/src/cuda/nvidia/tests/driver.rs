@@ -9,7 +9,7 @@ use super::fake::Fake;
 use crate::cuda::driver::{Driver, Failure, Start};
 use crate::cuda::module::{Kernel, Module, kernel};
 use crate::cuda::{Cuda, Storage};
-use crate::{Error, Memory};
+use crate::Error;
 
 /// Bytes that no shift of theirs is.
 fn bytes(count: usize, case: usize) -> Vec<u8> {
@@ -86,7 +86,7 @@ fn every_thread_may_ask() {
 fn memory_in_pieces_is_given_back_before_there_is_none() {
     let Some(fake) = Fake::new(&[]) else { return };
     let cuda = Cuda::with(Arc::new(fake.open().unwrap()));
-    let free = || cuda.free_bytes().unwrap().unwrap();
+    let free = || cuda.free_bytes().unwrap();
     let whole = free();
     let take = |bytes: usize| cuda.scratch("test", bytes);
     let pieces: Vec<Storage> = (0..3).map(|_| take(80 << 20).unwrap()).collect();

@@ -22,6 +22,10 @@ pub enum Place {
 /// MiB, and where a sequence is long, its queries' gradients of one group of heads.
 const COUNTED_THREADS: usize = 2;
 
+/// Bytes that the loss takes on the CPU for the rows of one pass over the head's weights. Some hundred rows hide the
+/// reading; with 2,048 wide rows this is 2,048 rows.
+const CPU_LOSS_BYTES: usize = 32 << 20;
+
 impl Place {
     /// Bytes of a tensor of `elements` `f32` values.
     pub fn bytes(self, elements: usize) -> usize {
@@ -97,18 +101,17 @@ impl Place {
             Place::Cpu => {
                 cross_entropy::cpu::cross_entropy_scratch_bytes(types.0, (n, v, d), chunk_rows, gradients)
             }
-            Place::Cuda => sizes::loss_scratch_bytes(types, (n, v, d), chunk_rows, gradients),
+            Place::Cuda => cross_entropy::cuda::scratch_bytes(types.0, (n, v, d), chunk_rows, gradients),
         }
     }
 
     /// Rows whose loss is best computed together. The more rows share a pass over the head's weights, the less its reading
     /// costs; and a GPU wants more of them at a time to be busy.
     pub fn loss_rows(self, v: usize, d: usize) -> usize {
-        let (bytes, row) = match self {
-            Place::Cpu => (32 << 20, cross_entropy::cpu::cross_entropy_row_bytes(v, d)),
-            Place::Cuda => (256 << 20, sizes::loss_row_bytes(v, d)),
-        };
-        (bytes / row).max(1)
+        match self {
+            Place::Cpu => (CPU_LOSS_BYTES / cross_entropy::cpu::cross_entropy_row_bytes(v, d)).max(1),
+            Place::Cuda => cross_entropy::cuda::chunk_rows(v, d),
+        }
     }
 }
 

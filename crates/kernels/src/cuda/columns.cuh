@@ -7,13 +7,13 @@
 // Columns that a warp has at once.
 constexpr u32 TILE = 4 * WARP;
 
-// Warps of a block, each with its own rows; `CHANNEL_WARPS` on the other side of the launch.
+// Warps of a block, each with its own rows.
 constexpr u32 WARPS = 8;
 
 // Rows that a warp reads at once.
 constexpr u32 AT_ONCE = 4;
 
-DEVICE u32 tiles_of(u64 n) {
+DEVICE u32 column_tiles_of(u64 n) {
     return u32((n + TILE - 1) / TILE);
 }
 
@@ -38,7 +38,7 @@ DEVICE Four in_row(Four columns, u64 row, u64 rows, u64 n) {
 // `WARPS * AT_ONCE` rows.
 template <typename Work>
 DEVICE void apply_columns(Floats c, FloatsMut y, u64 rows, u64 n, Work work) {
-    u32 tiles = tiles_of(n);
+    u32 tiles = column_tiles_of(n);
     u64 first_row = u64(blockIdx.x / tiles) * WARPS * AT_ONCE + threadIdx.x / WARP;
     Four columns = columns_of(blockIdx.x % tiles, n), at[AT_ONCE];
     Stored factors = fetch(c, columns), stored[AT_ONCE];
@@ -95,7 +95,7 @@ DEVICE void add_products(const Floats (&x)[FACTORS], const Four (&at)[AT_ONCE], 
 template <u32 FACTORS>
 DEVICE void sum_rows(const Floats (&x)[FACTORS], u64 rows, u64 n, u32 chunk_rows, bool add, float* out) {
     __shared__ float space[WARPS][TILE];
-    u32 tiles = tiles_of(n), warp = threadIdx.x / WARP;
+    u32 tiles = column_tiles_of(n), warp = threadIdx.x / WARP;
     u64 chunk = blockIdx.x / tiles, tile = blockIdx.x % tiles;
     u64 end = (chunk + 1) * chunk_rows < rows ? (chunk + 1) * chunk_rows : rows;
     Four columns = columns_of(tile, n);

@@ -6,6 +6,9 @@ use super::launch::Launch;
 const HELD: usize = 16;
 const MOST_THREADS: u32 = 512;
 
+/// The most elements of a row that a team holds at once.
+pub(crate) const SLAB: usize = HELD * MOST_THREADS as usize;
+
 /// The fewest threads of a block; teams that are smaller share one.
 const FEWEST_THREADS: u32 = 128;
 

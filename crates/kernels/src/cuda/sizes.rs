@@ -1,14 +1,14 @@
 //! What tensors and operations take of a GPU's memory, for plans.
 
 use super::memory::granules;
-use crate::{AttentionShape, DType, LossGradients};
+use crate::{AttentionShape, DType};
 
 /// Bytes of the driver's context: code of kernels, stacks and queues of every multiprocessor. A constant that covers what
 /// the vendor's tools show for a process without tensors on GPUs of compute capability 8.0 to 9.0, some 300 to 500 MiB; a
 /// limit that comes from what the driver reports as free does not depend on it.
 const CONTEXT_BYTES: usize = 500 << 20;
 
-/// Bytes of cuBLASLt's workspace: what its makers advise for compute capability 9.0.
+/// Bytes of cuBLASLt's workspace.
 pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// What a process takes before its first tensor.
@@ -25,11 +25,12 @@ pub(crate) fn tensor_bytes(bytes: usize) -> usize {
     granules(bytes)
 }
 
-/// The most bytes that parts of a product's depth are counted with: one with more results than this is large enough for all
-/// multiprocessors undivided.
-const PARTS_BYTES: usize = 64 << 20;
-/// The most parts.
+/// The most parts that a product's depth is cut into.
 const PARTS: usize = 64;
+
+/// The most bytes that the parts' results take together: products are cut into no more blocks than four for each
+/// multiprocessor, of at most 160, and a block's tile has up to 128 x 256 sums.
+const PARTS_BYTES: usize = 4 * 160 * 128 * 256 * size_of::<f32>();
 
 /// A weight that is rounded, and the results of the parts that a product's depth is cut into.
 pub(crate) fn product_scratch_bytes((x, w): (DType, DType), m: usize, n: usize, k: usize) -> usize {
@@ -37,21 +38,8 @@ pub(crate) fn product_scratch_bytes((x, w): (DType, DType), m: usize, n: usize, 
     rounded + granules((PARTS * m * n * size_of::<f32>()).min(PARTS_BYTES))
 }
 
-/// The row sums of the backward, and the gradient of q as it is summed.
+/// The row sums of the backward, and the gradients of keys and values that several blocks add to.
 pub(crate) fn attention_scratch_bytes(_: DType, shape: &AttentionShape, tokens: usize) -> usize {
     let f32s = |count: usize| granules(count * size_of::<f32>());
-    f32s(tokens * shape.heads) + f32s(tokens * shape.heads * shape.head_size)
-}
-
-pub(crate) fn loss_row_bytes(v: usize, d: usize) -> usize {
-    (v + d) * size_of::<f32>()
-}
-
-pub(crate) fn loss_scratch_bytes(
-    _: (DType, DType),
-    (n, v, d): (usize, usize, usize),
-    chunk_rows: usize,
-    _: LossGradients,
-) -> usize {
-    granules(chunk_rows.min(n) * loss_row_bytes(v, d))
+    f32s(tokens * shape.heads) + 4 * f32s(tokens * shape.kv_heads * shape.head_size)
 }

@@ -8,9 +8,21 @@ use crate::common::{
     type_triples, weight, widen,
 };
 
-/// (T, N) or (N, K): nothing, one row, one column, around the blocks of work and of a register.
-const SHAPES: [(usize, usize); 9] =
-    [(0, 5), (1, 1), (1, 1009), (1009, 1), (7, 16), (31, 257), (131, 521), (3, 20_011), (2003, 17)];
+/// (T, N) or (N, K): nothing, one row, one column, around the blocks of work and of a register, whole fours over several
+/// blocks, and so many rows that the sums of their blocks are themselves added up in blocks of blocks.
+const SHAPES: [(usize, usize); 11] = [
+    (0, 5),
+    (1, 1),
+    (1, 1009),
+    (1009, 1),
+    (7, 16),
+    (31, 257),
+    (131, 521),
+    (3, 20_011),
+    (2003, 17),
+    (260, 132),
+    (16_500, 3),
+];
 
 /// What an output holds before; `Replace` must not read it.
 fn before(accum: Accum) -> f32 {

@@ -42,7 +42,8 @@ fn embedding_and_its_gradient() {
 #[test]
 fn bias_and_its_gradient() {
     for kernels in devices() {
-        for ((t, n), dtype) in SHAPES.into_iter().flat_map(|shape| DTYPES.map(|dtype| (shape, dtype))) {
+        let shapes = SHAPES.into_iter().chain([(260, 132)]);
+        for ((t, n), dtype) in shapes.flat_map(|shape| DTYPES.map(|dtype| (shape, dtype))) {
             let mut draw = Draw::new((t * 31 + n) as u64);
             let [b, values, before] = [draw.normal(n), draw.normal(t * n), draw.normal(n)];
             for source in SOURCES {

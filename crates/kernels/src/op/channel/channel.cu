@@ -15,7 +15,7 @@ KERNEL channel_products(Floats a, Floats b, u64 rows, u64 n, u32 chunk_rows, u32
 // out[n] (+)= alpha sum_k a[n, k] b[n, k]; a warp has a row
 KERNEL row_products(Floats a, Floats b, float alpha, u64 rows, u64 k, u32 add, float* out) {
     u64 row = u64(blockIdx.x) * WARPS + threadIdx.x / WARP;
-    u32 tiles = tiles_of(k);
+    u32 tiles = column_tiles_of(k);
     float sums[4] = {};
     for (u32 tile = 0; tile < tiles; tile += AT_ONCE) {
         Four at[AT_ONCE];

@@ -8,7 +8,7 @@
 //! Same idea: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009.
 
 pub(crate) mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 pub mod naive;
 
 use crate::{Error, Result, Tensor, shape};

@@ -3,7 +3,7 @@
 #include "op/activation/activation.cuh"
 
 template <typename F>
-struct Forward {
+struct GatedForward {
     DEVICE void operator()(float gate, float up, float& h) const {
         h = F::at(gate).value * up;
     }
@@ -11,11 +11,11 @@ struct Forward {
 
 // h = f(gate) up
 KERNEL gated_activation(u32 code, Floats gate, Floats up, FloatsMut h, u64 count) {
-    apply(count, ByActivation<Forward>{code}, gate, up, Written{h});
+    apply(count, ByActivation<GatedForward>{code}, gate, up, Written{h});
 }
 
 template <typename F>
-struct Backward {
+struct GatedBackward {
     DEVICE void operator()(float& gate, float& up, float dh) const {
         ValueAndSlope f = F::at(gate);
         gate = dh * up * f.slope;
@@ -25,5 +25,5 @@ struct Backward {
 
 // dgate = dh up f'(gate), over gate; dup = dh f(gate), over up
 KERNEL gated_activation_backward(u32 code, FloatsMut gate, FloatsMut up, Floats dh, u64 count) {
-    apply(count, ByActivation<Backward>{code}, gate, up, dh);
+    apply(count, ByActivation<GatedBackward>{code}, gate, up, dh);
 }

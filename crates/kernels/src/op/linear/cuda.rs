@@ -1,6 +1,8 @@
 //! The linear layer on a GPU.
 
-mod plan;
+#[cfg(all(test, feature = "emulator"))]
+mod library_tests;
+pub(crate) mod plan;
 pub(crate) mod product;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;
@@ -8,16 +10,17 @@ mod tests;
 use super::{Extra, Linear, check_term, dims};
 use crate::cuda::blas::Matrix;
 use crate::cuda::launch::DeviceFloats;
-use crate::cuda::memory::Storage;
+use crate::cuda::memory::granules;
 use crate::{Accum, Cuda, DType, Result, Tensor, shape};
 
-use self::product::Sum;
+use self::plan::{FEW_ROWS, Plan};
+use self::product::{Sum, Typed};
 
 impl Linear for Cuda {
     fn linear(&self, x: &Tensor, w: &Tensor, alpha: f32, accum: Accum, y: &mut Tensor) -> Result<()> {
         let op = "linear";
         let d = dims(op, ("x", x), ("w", w), ("y", y))?;
-        let w = self.weight(op, ("w", w), x.dtype())?;
+        let w = self.forward_weight(op, ("w", w), x)?;
         let first = (of(self.floats(op, "x", x)?, d.t, d.k), of(w.floats, d.n, d.k).transposed());
         let c = of(self.floats_mut(op, "y", y)?, d.t, d.n);
         self.sum(op, &Sum { first, second: None, c, alpha, beta: beta(accum), bias: None })
@@ -36,14 +39,14 @@ impl Linear for Cuda {
         let mut thin = None;
         if let Some((h, b)) = extra.term {
             let r = check_term(op, x, h, b, ("N", d.n))?;
-            thin = Some((self.floats(op, "h", h)?, self.weight(op, ("b", b), x.dtype())?, r));
+            thin = Some((self.floats(op, "h", h)?, self.forward_weight(op, ("b", b), x)?, r));
         }
         let mut bias = None;
         if let Some(tensor) = extra.bias {
             shape::expect(op, "bias", tensor, &[("N", d.n)])?;
             bias = Some(self.floats(op, "bias", tensor)?);
         }
-        let w = self.weight(op, ("w", w), x.dtype())?;
+        let w = self.forward_weight(op, ("w", w), x)?;
         let first = (of(self.floats(op, "x", x)?, d.t, d.k), of(w.floats, d.n, d.k).transposed());
         let second = thin.as_ref().map(|(h, b, r)| (of(*h, d.t, *r), of(b.floats, d.n, *r).transposed()));
         let c = of(self.floats_mut(op, "y", y)?, d.t, d.n);
@@ -106,40 +109,45 @@ impl Linear for Cuda {
     }
 }
 
-/// A weight as a product reads it.
-struct Weight {
-    floats: DeviceFloats,
-    /// What holds it where it had to be rounded.
-    _rounded: Option<Storage>,
-}
-
 impl Cuda {
     /// A weight beside activations of a type: rounded beside `bf16`, as it is beside `f32`, whose kernels widen what they
     /// read.
-    fn weight(
+    pub(crate) fn weight(
         &self,
         op: &'static str,
         (operand, w): (&'static str, &Tensor),
         beside: DType,
-    ) -> Result<Weight> {
+    ) -> Result<Typed> {
         let floats = self.floats(op, operand, w)?;
-        if beside != DType::Bf16 || floats.dtype == DType::Bf16 {
-            return Ok(Weight { floats, _rounded: None });
-        }
-        let count = w.len();
-        let storage = self.scratch(op, count * DType::Bf16.size())?;
-        let rounded = DeviceFloats { address: storage.address(), dtype: DType::Bf16 };
-        self.each(op, "cast", count, &[floats.into(), rounded.into(), (count as u64).into()])?;
-        Ok(Weight { floats: rounded, _rounded: Some(storage) })
+        let dtype = if beside == DType::Bf16 { beside } else { floats.dtype };
+        self.as_type(op, floats, w.len(), dtype)
+    }
+
+    /// The same for a product `x W^T` with x `[T, *]`, whose kernels for few rows round in passing.
+    fn forward_weight(&self, op: &'static str, w: (&'static str, &Tensor), x: &Tensor) -> Result<Typed> {
+        let beside = if x.shape()[0] <= FEW_ROWS { DType::F32 } else { x.dtype() };
+        self.weight(op, w, beside)
     }
 }
 
-fn of(floats: DeviceFloats, rows: usize, columns: usize) -> Matrix {
+impl Cuda {
+    /// Bytes that a product `[m, k] [k, n]` in the arithmetic of a type takes while it runs, beside its operands: sums of
+    /// parts of the depth. Where the product is `bf16` and the weight is not, the weight's rounded copy comes to it.
+    pub fn product_scratch_bytes(&self, dtype: DType, m: usize, n: usize, k: usize) -> usize {
+        let of = |rows, columns| of(DeviceFloats { address: 0, dtype }, rows, columns);
+        let sum =
+            Sum { first: (of(m, k), of(k, n)), second: None, c: of(m, n), alpha: 1.0, beta: 0.0, bias: None };
+        granules(Plan::of(&sum, self.gpu()).scratch_bytes(m, n))
+    }
+}
+
+/// All of a tensor's elements as a matrix.
+pub(crate) fn of(floats: DeviceFloats, rows: usize, columns: usize) -> Matrix {
     let DeviceFloats { address, dtype } = floats;
     Matrix { address, dtype, rows, columns, stride: columns, transposed: false }
 }
 
-fn beta(accum: Accum) -> f32 {
+pub(crate) fn beta(accum: Accum) -> f32 {
     match accum {
         Accum::Replace => 0.0,
         Accum::Add => 1.0,
@@ -147,7 +155,7 @@ fn beta(accum: Accum) -> f32 {
 }
 
 impl Matrix {
-    fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Matrix { transposed: !self.transposed, ..self }
     }
 }

@@ -8,7 +8,7 @@
 //! `bf16` where both its operands are. Results are `f32` or `bf16`, whatever the operands are.
 
 pub(crate) mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 mod dots;
 mod few;
 pub mod naive;

@@ -20,19 +20,19 @@ impl Reduce for Cuda {
         let op = "sum_of_squares";
         let blocks: Vec<usize> = xs.iter().map(|x| x.len().div_ceil(BLOCK).min(MOST_BLOCKS)).collect();
         let total: usize = blocks.iter().sum();
-        let (mut parts, mut first) = (Vec::with_capacity(xs.len()), 0);
+        let (mut summands, mut first) = (Vec::with_capacity(xs.len()), 0);
         for (x, &blocks) in xs.iter().zip(&blocks) {
             let floats = self.floats(op, "x", x)?;
             if blocks > 0 {
                 let (count, blocks) = (x.len() as u64, blocks as u64);
-                parts.push([floats.address, code(floats.dtype), count, first, blocks]);
+                summands.push([floats.address, code(floats.dtype), count, first, blocks]);
                 first += blocks;
             }
         }
         let (table, sums) =
-            (self.scratch(op, size_of_val(&parts[..]))?, self.scratch(op, total * size_of::<f64>())?);
-        self.upload(op, &table, &parts)?;
-        let arguments = [table.address().into(), (parts.len() as u32).into(), sums.address().into()];
+            (self.scratch(op, size_of_val(&summands[..]))?, self.scratch(op, total * size_of::<f64>())?);
+        self.upload(op, &table, &summands)?;
+        let arguments = [table.address().into(), (summands.len() as u32).into(), sums.address().into()];
         self.launch(op, "sums_of_squares", Launch::blocks(total, THREADS), &arguments)?;
         let sums: Vec<f64> = self.download(op, &sums, total)?;
         let mut sums = sums.into_iter();

@@ -3,7 +3,7 @@
 use crate::DType;
 use crate::cuda::driver::Gpu;
 
-use super::product::{Sum, depth};
+use super::product::{Sum, aligned, depth};
 
 /// A kernel, by its arithmetic and the size of its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,19 +18,32 @@ pub(super) enum Kernel {
     F32Large,
     /// The same, 64 x 64.
     F32Small,
+    /// At most so many rows with a weight, 1, 4 or 8; a weight beside `bf16` is rounded in passing.
+    Few(usize),
 }
 
-use Kernel::{Bf16Large, Bf16Medium, Bf16Small, F32Large, F32Small};
+use Kernel::{Bf16Large, Bf16Medium, Bf16Small, F32Large, F32Small, Few};
+
+/// Up to this many rows a weight is read once, in place and as it is stored.
+pub(crate) const FEW_ROWS: usize = 8;
 
 impl Kernel {
-    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways.
+    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways, and the larger ones
+    /// only such that lie at whole vectors.
     fn of(sum: &Sum) -> &'static [Kernel] {
-        let terms = std::iter::once(sum.first).chain(sum.second);
-        let mut operands = terms.flat_map(|(a, b)| [a, b]);
-        let ways = !(sum.first.0.transposed && sum.first.1.transposed);
-        match ways && operands.all(|x| x.dtype == DType::Bf16) {
-            true => &[Bf16Large, Bf16Medium, Bf16Small],
-            false => &[F32Large, F32Small],
+        let mut operands = sum.operands();
+        let transposed = (sum.first.0.transposed, sum.first.1.transposed);
+        match sum.c.rows {
+            1 if transposed == (false, true) => &[Few(1)],
+            2..=4 if transposed == (false, true) => &[Few(4)],
+            5..=FEW_ROWS if transposed == (false, true) => &[Few(8)],
+            _ if transposed == (true, true) || operands.any(|x| x.dtype != DType::Bf16) => {
+                &[F32Large, F32Small]
+            }
+            _ if sum.operands().all(|x| aligned(&x, Bf16Large.vector())) => {
+                &[Bf16Large, Bf16Medium, Bf16Small]
+            }
+            _ => &[Bf16Small],
         }
     }
 
@@ -41,6 +54,9 @@ impl Kernel {
             Bf16Small => ["gemm_bf16_64_nn", "gemm_bf16_64_nt", "gemm_bf16_64_tn"],
             F32Large => ["gemm_f32_128"; 3],
             F32Small => ["gemm_f32_64"; 3],
+            Few(1) => ["few_1"; 3],
+            Few(2..=4) => ["few_4"; 3],
+            Few(_) => ["few_8"; 3],
         };
         match (sum.first.0.transposed, sum.first.1.transposed) {
             (false, false) => names[0],
@@ -55,6 +71,7 @@ impl Kernel {
             Bf16Large => [128, 256],
             Bf16Medium | F32Large => [128, 128],
             Bf16Small | F32Small => [64, 64],
+            Few(rows) => [rows, 4],
         }
     }
 
@@ -62,32 +79,33 @@ impl Kernel {
     pub(super) fn step(self) -> usize {
         match self {
             Bf16Large | Bf16Medium | Bf16Small => 32,
-            F32Large => 8,
+            F32Large | Few(_) => 8,
             F32Small => 16,
         }
     }
 
     pub(super) fn threads(self) -> u32 {
         match self {
-            Bf16Medium | Bf16Small => 128,
-            _ => 256,
+            Bf16Medium | Bf16Small | Few(_) => 128,
+            Bf16Large | F32Large | F32Small => 256,
         }
     }
 
     /// Bytes of dynamic shared memory: four stages of a step of both operands.
     pub(super) fn shared_bytes(self) -> usize {
         let [rows, columns] = self.tile();
-        if self.products() { 4 * self.step() * (rows + columns) * DType::Bf16.size() } else { 0 }
+        match self {
+            Bf16Large | Bf16Medium | Bf16Small => 4 * self.step() * (rows + columns) * DType::Bf16.size(),
+            F32Large | F32Small | Few(_) => 0,
+        }
     }
 
     /// Elements that one load brings.
     pub(super) fn vector(self) -> usize {
-        if self.products() { 8 } else { 4 }
-    }
-
-    /// Whether it is one of the tensor cores'.
-    fn products(self) -> bool {
-        matches!(self, Bf16Large | Bf16Medium | Bf16Small)
+        match self {
+            F32Large | F32Small => 4,
+            Bf16Large | Bf16Medium | Bf16Small | Few(_) => 8,
+        }
     }
 
     /// Products that a multiprocessor adds in a clock where it is busy with tiles of this size: what the units can do (of an
@@ -98,7 +116,7 @@ impl Kernel {
             Bf16Medium => 900.0,
             Bf16Small => 500.0,
             F32Large => 100.0,
-            F32Small => 70.0,
+            F32Small | Few(_) => 70.0,
         }
     }
 }
@@ -127,18 +145,28 @@ impl Plan {
         let kernels = Kernel::of(sum).iter().filter(|kernel| kernel.shared_bytes() <= gpu.shared_bytes);
         let plans = kernels.flat_map(|&kernel| PARTS.map(|parts| Plan { kernel, parts }));
         let best = plans
-            .filter(|plan| plan.parts == 1 || plan.steps_of_a_part(sum) >= 4)
+            .filter(|plan| plan.parts == 1 || plan.divides(sum, gpu.multiprocessors))
             .map(|plan| (plan.clocks(sum, gpu.multiprocessors), plan))
             .min_by(|x, y| x.0.total_cmp(&y.0));
         best.expect("the smallest tile fits every GPU").1
     }
 
+    /// Whether its parts are worth it: of some depth, and no more than fill the GPU, which bounds their memory besides.
+    fn divides(self, sum: &Sum, multiprocessors: u32) -> bool {
+        let enough = self.steps_of_a_part(sum) >= 4 && self.blocks(sum) <= 4 * multiprocessors as usize;
+        enough && !matches!(self.kernel, Few(_))
+    }
+
+    fn blocks(self, sum: &Sum) -> usize {
+        let [rows, columns] = self.kernel.tile();
+        sum.c.rows.div_ceil(rows) * sum.c.columns.div_ceil(columns) * self.parts
+    }
+
     /// An estimate, to choose by.
     fn clocks(self, sum: &Sum, multiprocessors: u32) -> f64 {
         let ([rows, columns], (m, n)) = (self.kernel.tile(), (sum.c.rows, sum.c.columns));
-        let tiles = m.div_ceil(rows) * n.div_ceil(columns) * self.parts;
         let products = (rows * columns * self.kernel.step() * self.steps_of_a_part(sum)) as f64;
-        let waves = tiles.div_ceil(multiprocessors as usize) as f64;
+        let waves = self.blocks(sum).div_ceil(multiprocessors as usize) as f64;
         let clocks = waves * (products / self.kernel.rate() + BLOCK_CLOCKS);
         let (bytes, rate) = (2 * self.scratch_bytes(m, n), MEMORY_RATE * f64::from(multiprocessors));
         let addition = if self.parts > 1 { LAUNCH_CLOCKS + bytes as f64 / rate } else { 0.0 };
@@ -147,8 +175,7 @@ impl Plan {
 
     /// Steps of both terms that each part takes.
     pub(super) fn steps_of_a_part(self, sum: &Sum) -> usize {
-        let terms = std::iter::once(&sum.first).chain(&sum.second);
-        let steps: usize = terms.map(|term| depth(term).div_ceil(self.kernel.step())).sum();
+        let steps: usize = sum.terms().map(|term| depth(&term).div_ceil(self.kernel.step())).sum();
         steps.div_ceil(self.parts)
     }
 

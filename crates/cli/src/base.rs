@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lora_sb_data::Tokenizer;
-use lora_sb_kernels::{Cpu, Kernels};
+use lora_sb_kernels::Kernels;
 use lora_sb_model::{Config, LoadOptions, Mismatched, Model, Storage, Task};
 use lora_sb_tune::config::Precision;
 use lora_sb_tune::run::ResolvedPlan;
@@ -197,16 +197,6 @@ pub(crate) fn check_ids(ids: &[u32], place: &str, tokenizer: &Tokenizer, model: 
         ))
         .hint("take tokenizer.json and config.json from the same model")),
     }
-}
-
-/// The device: the processor with so many threads, all of its cores where none are given.
-pub(crate) fn device(threads: Option<usize>) -> Result<Arc<dyn Kernels>> {
-    Ok(Arc::new(Cpu::new(threads.unwrap_or_else(all_cores))?))
-}
-
-/// The cores of this machine that this process may use.
-pub(crate) fn all_cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A path that means the same in every working directory; as it is where the system cannot say.

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::args::ModelArgs;
 use crate::base::{self, Base, Reading};
+use crate::device::{Device, DeviceChoice};
 use crate::display;
 use crate::failure::{Failure, Result};
 
@@ -112,14 +113,30 @@ struct Opening {
     given: Option<Base>,
 }
 
-/// Opens `--model` and `--adapter`, the weights as they are in their files.
-pub(crate) fn open(arguments: &ModelArgs, adapter: Option<&Path>) -> Result<Opened> {
-    open_in(Precision::F32, arguments, adapter)
+/// Opens `--model` and `--adapter`, the weights as they are in their files, on the device that is asked for or else on
+/// `usual`.
+pub(crate) fn open(arguments: &ModelArgs, adapter: Option<&Path>, usual: DeviceChoice) -> Result<Opened> {
+    let device = Device::open(arguments.device.unwrap_or(usual), arguments.threads)?;
+    open_on(device, Precision::F32, arguments, adapter)
 }
 
-/// The same to be computed with in one type or the other.
-pub(crate) fn open_in(dtype: Precision, arguments: &ModelArgs, adapter: Option<&Path>) -> Result<Opened> {
-    let kernels = base::device(arguments.threads)?;
+/// The same to be computed with in one type or the other, or else in what the device is made for.
+pub(crate) fn open_in(
+    dtype: Option<Precision>,
+    arguments: &ModelArgs,
+    adapter: Option<&Path>,
+) -> Result<Opened> {
+    let device = Device::open(arguments.device.unwrap_or_default(), arguments.threads)?;
+    let dtype = dtype.unwrap_or_else(|| device.precision());
+    open_on(device, dtype, arguments, adapter)
+}
+
+fn open_on(
+    Device { kernels, .. }: Device,
+    dtype: Precision,
+    arguments: &ModelArgs,
+    adapter: Option<&Path>,
+) -> Result<Opened> {
     let given = arguments.model.as_deref().map(Base::named);
     let Some(dir) = adapter else {
         let base = given.unwrap_or(Base::BuiltIn);

@@ -94,8 +94,28 @@ fn model_hint(error: &lora_sb_model::Error) -> Option<&'static str> {
     }
 }
 
+/// The flags that do what a device's hint can only describe.
+fn device_hint(error: &lora_sb_kernels::Error) -> Option<String> {
+    match error {
+        lora_sb_kernels::Error::OutOfMemory { .. } => Some(
+            "lower --per-device-train-batch-size, --max-length, --loss-chunk or --rank, or compute blocks again with \
+             --gradient-checkpointing true; of `generate`, --batch-size or --max-new-tokens. Other programs on the GPU take \
+             of the same memory, and --device cpu does without it"
+                .into(),
+        ),
+        lora_sb_kernels::Error::Driver { .. } => Some(
+            "begin again, a run with --resume; where it comes back, update the GPU's driver or compute with --device cpu"
+                .into(),
+        ),
+        _ => None,
+    }
+}
+
 /// The flag that does what a library's hint can only describe.
 fn flag_hint(error: &lora_sb_model::Error) -> Option<String> {
+    if let lora_sb_model::Error::Kernels(error) = error {
+        return device_hint(error);
+    }
     matches!(error, lora_sb_model::Error::Head { .. }).then(|| {
         "`lora-sb train --ignore-mismatched-sizes` draws this layer anew and trains it; otherwise take data with as many \
          labels as the head that is there, or a model without one"
@@ -105,7 +125,7 @@ fn flag_hint(error: &lora_sb_model::Error) -> Option<String> {
 
 impl From<lora_sb_kernels::Error> for Failure {
     fn from(error: lora_sb_kernels::Error) -> Self {
-        Failure::library(&error, error.hint())
+        Failure::library(&error, device_hint(&error).or_else(|| error.hint()))
     }
 }
 
@@ -132,6 +152,7 @@ impl From<lora_sb_tune::Error> for Failure {
         };
         let flag = match &error {
             lora_sb_tune::Error::Model(error) => flag_hint(error),
+            lora_sb_tune::Error::Kernels(error) => device_hint(error),
             _ => None,
         };
         let hint = flag.or_else(|| error.hint());

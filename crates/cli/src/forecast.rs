@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lora_sb_data::thousands;
-use lora_sb_kernels::Kernels;
+use lora_sb_kernels::{Kernels, Place};
 use lora_sb_model::{Parameter, Recompute, Site, Storage, Task};
 use lora_sb_tune::config::{ByteSize, GradientCheckpointing, Precision};
 use lora_sb_tune::method::Kind;
@@ -15,7 +15,8 @@ use lora_sb_tune::train::MemoryWatch;
 use lora_sb_tune::{Error, Method};
 use serde_json::{Value, json};
 
-use crate::base::{self, Base, Reading};
+use crate::base::{Base, Reading};
+use crate::device::processor;
 use crate::display::{bytes, count, percent, table};
 use crate::embedded;
 use crate::failure::{Failure, Result};
@@ -28,13 +29,31 @@ pub(crate) struct Forecast {
     /// Values of a classification head that are trained beside an adapter.
     head: usize,
     pub(crate) memory: MemoryPlan,
-    /// The most that the process may take; `None` where nobody says.
+    /// The most that the run may take; `None` where nobody says.
     pub(crate) limit: Option<usize>,
     sites: usize,
     /// How the weights are held, in words.
     weights: &'static str,
     /// Bytes of them that are pages of a file and no device's.
     mapped: usize,
+}
+
+/// The memory that a run will compute in, before it is read.
+struct Room {
+    /// Bytes that are taken: by this process, or by a GPU's driver.
+    taken: usize,
+    /// Bytes that the run may come to, those included; `None` where nobody says.
+    free: Option<usize>,
+}
+
+impl Room {
+    fn of(kernels: &dyn Kernels) -> Result<Room> {
+        if let Some(taken) = kernels.place().overhead_bytes() {
+            // The driver's own part is counted on both sides: what it really takes is no longer free.
+            return Ok(Room { taken, free: kernels.available_bytes()?.map(|free| free + taken) });
+        }
+        Ok(Room { taken: memory_in_use(), free: system::available_memory() })
+    }
 }
 
 /// What this process takes at the moment, with everything that reading the data left behind given back.
@@ -50,11 +69,10 @@ impl Forecast {
     /// # Errors
     /// A run that does not fit, with its table and what would make it fit.
     pub(crate) fn new(resolved: &mut Resolved) -> Result<Self> {
-        let process = memory_in_use();
-        let limit = resolved.train.memory_limit.map(|ByteSize(limit)| limit);
-        let limit = limit.or_else(system::available_memory);
+        let Room { taken, free } = Room::of(&*resolved.device.kernels)?;
+        let limit = resolved.train.memory_limit.map_or(free, |ByteSize(limit)| Some(limit));
         let sites = resolved.sites()?;
-        let facts = Facts::of(resolved, process)?;
+        let facts = Facts::of(resolved, taken)?;
         let request = facts.request(resolved, &sites);
         let (checkpointing, loss_chunk) = (resolved.train.gradient_checkpointing, resolved.train.loss_chunk);
         let fitted = match fit(&request, checkpointing, loss_chunk, limit) {
@@ -73,7 +91,9 @@ impl Forecast {
             sites: sites.len(),
             weights: facts.weights(resolved),
             mapped: match facts.storage {
-                Storage::Mapped if !facts.is_rounded(resolved) => fitted.memory.weights,
+                Storage::Mapped if facts.place.is_host() && !facts.is_rounded(resolved) => {
+                    fitted.memory.weights
+                }
                 Storage::Mapped | Storage::Trainable => 0,
             },
         };
@@ -134,8 +154,9 @@ impl Forecast {
 }
 
 fn memory_table(memory: &MemoryPlan, weights: &str) -> String {
+    let process = if memory.place.is_host() { "process" } else { "driver" };
     let mut rows = vec![
-        ("process", bytes(memory.process)),
+        (process, bytes(memory.process)),
         ("weights", format!("{} ({weights})", bytes(memory.weights))),
         ("adapter", format!("{} frozen, {} trained", bytes(memory.frozen), bytes(memory.trained))),
         ("gradients", bytes(memory.gradients)),
@@ -161,6 +182,7 @@ fn memory_table(memory: &MemoryPlan, weights: &str) -> String {
 
 /// What the memory of a run follows from, gathered once.
 struct Facts {
+    place: Place,
     file_element: usize,
     storage: Storage,
     head: Vec<Parameter>,
@@ -174,9 +196,9 @@ struct Facts {
 impl Facts {
     fn of(resolved: &Resolved, process: usize) -> Result<Facts> {
         let Resolved { train, adapter, data, .. } = resolved;
-        let storage = storage(adapter.method);
+        let (storage, place) = (storage(adapter.method), resolved.device.kernels.place());
         // What was read of the program's own image to make other copies stays in memory.
-        let copied = storage == Storage::Trainable;
+        let copied = storage == Storage::Trainable && place.is_host();
         let read = match &resolved.base {
             Base::BuiltIn if copied && !resolved.random_weights => embedded::weights_size(),
             _ => 0,
@@ -192,6 +214,7 @@ impl Facts {
         ids.sort_unstable();
         ids.dedup();
         Ok(Facts {
+            place,
             file_element: file_element(resolved)?,
             storage,
             head: resolved.head()?,
@@ -214,6 +237,7 @@ impl Facts {
             dtype: resolved.train.dtype.dtype(),
             recompute: Recompute::None,
             loss_chunk: 1,
+            place: self.place,
             train: self.train,
             evaluation: self.evaluation,
             init: self.init,
@@ -227,6 +251,8 @@ impl Facts {
             (Storage::Trainable, ..) => "f32, trained",
             (Storage::Mapped, true, _) => "random, 2 bytes a value",
             _ if self.is_rounded(resolved) => "rounded to bf16",
+            (Storage::Mapped, false, 2) if !self.place.is_host() => "2 bytes a value",
+            (Storage::Mapped, false, _) if !self.place.is_host() => "4 bytes a value",
             (Storage::Mapped, false, 2) => "mapped, 2 bytes a value",
             (Storage::Mapped, false, _) => "mapped, 4 bytes a value",
         }
@@ -248,8 +274,8 @@ fn file_element(resolved: &Resolved) -> Result<usize> {
     if resolved.random_weights {
         return Ok(if resolved.adapter.method == Method::Full { 4 } else { 2 });
     }
-    let kernels = base::device(Some(1))?;
-    let model = resolved.base.load(kernels, Storage::Mapped, &Reading::of_plan(&resolved.plan))?;
+    let model =
+        resolved.base.load(processor(Some(1))?, Storage::Mapped, &Reading::of_plan(&resolved.plan))?;
     Ok(model.weight(Parameter::Embedding).map_or(4, |weight| weight.dtype().size()))
 }
 
@@ -292,7 +318,7 @@ fn does_not_fit(
     };
     let more = match resolved.train.memory_limit {
         Some(_) => "raise --memory-limit",
-        None => "if there is more memory than the system says, give --memory-limit",
+        None => "if there is more memory than is said to be free, give --memory-limit",
     };
     Failure::new(format!("{error}\n\n{table}")).hint(format!("{ways}; {more}"))
 }
@@ -371,9 +397,13 @@ impl MemoryWatch for Watch {
         self.planned
     }
 
-    /// What the system counted for the process; where it does not tell, what the device counted of its tensors and
-    /// the rest as planned.
+    /// What the system counted for the process; of another memory, or where it does not tell, what the device counted of
+    /// its tensors and the rest as planned.
     fn peak(&self) -> Option<usize> {
-        system::peak_memory().or_else(|| Some(self.kernels.usage().peak_bytes + self.uncounted))
+        let counted = || Some(self.kernels.usage().peak_bytes + self.uncounted);
+        match self.kernels.place().is_host() {
+            true => system::peak_memory().or_else(counted),
+            false => counted(),
+        }
     }
 }

@@ -12,6 +12,7 @@ mod base;
 mod bench;
 mod command;
 mod config_file;
+mod device;
 mod directory;
 mod display;
 mod embedded;
@@ -69,6 +70,7 @@ fn dispatch(command: Command, matches: &clap::ArgMatches, words: &[OsString]) ->
         Command::Export(arguments) => command::export::run(&arguments),
         Command::Verify(arguments) => command::verify::run(&arguments),
         Command::Average(arguments) => command::average::run(&arguments),
+        Command::Doctor(arguments) => command::doctor::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
         Command::Bench(arguments) => command::bench::run(&arguments, words, std::time::SystemTime::now()),
     }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use lora_sb_data::thousands;
 use lora_sb_kernels::DType;
 use lora_sb_model::Recompute;
-use lora_sb_model::memory::Footprint;
 use lora_sb_tune::config::Precision;
 use lora_sb_tune::method::Kind;
 use lora_sb_tune::train::{PeakMemory, Summary};
@@ -17,10 +16,9 @@ use crate::resolve::Resolved;
 
 pub(crate) use lora_sb_tune::plan::system::peak_memory;
 
-/// Prints what is known of a run before it starts: model, method, data, steps. `prefers` is the type that the device
-/// multiplies fastest.
-pub(crate) fn print_start(resolved: &Resolved, forecast: &Forecast, prefers: DType) {
-    let Resolved { base, model, train, adapter, data, .. } = resolved;
+/// Prints what is known of a run before it starts: model, method, data, steps, device.
+pub(crate) fn print_start(resolved: &Resolved, forecast: &Forecast) {
+    let Resolved { base, model, train, adapter, data, device, .. } = resolved;
     let steps = train.total_steps(data.train.len());
     let per_step = train.examples_per_step();
     let method = method(resolved, forecast);
@@ -52,7 +50,8 @@ pub(crate) fn print_start(resolved: &Resolved, forecast: &Forecast, prefers: DTy
             ),
         ),
     ];
-    rows.extend(computes_in(train.dtype, prefers).map(|text| ("dtype", text)));
+    rows.push(("device", device.described()));
+    rows.extend(computes_in(train.dtype, device.kernels.prefers()).map(|text| ("dtype", text)));
     rows.push(("memory", memory(resolved, forecast)));
     rows.extend(resolved.reports.first().map(|report| ("data", report.clone())));
     let held_out = match resolved.reports.get(1) {
@@ -71,7 +70,7 @@ fn computes_in(dtype: Precision, prefers: DType) -> Option<String> {
     match (dtype, prefers) {
         (Precision::Bf16, _) => Some("bf16; sums, the residual stream and what is trained are f32".into()),
         (Precision::F32, DType::Bf16) => {
-            Some("f32; this processor multiplies bf16 faster and in less memory: --dtype bf16".into())
+            Some("f32; this device multiplies bf16 faster and in less memory: --dtype bf16".into())
         }
         (Precision::F32, _) => None,
     }
@@ -79,11 +78,15 @@ fn computes_in(dtype: Precision, prefers: DType) -> Option<String> {
 
 /// The memory at its peak, and what was done to get there.
 fn memory(resolved: &Resolved, forecast: &Forecast) -> String {
-    let Resolved { train, model, .. } = resolved;
+    let Resolved { train, model, device, .. } = resolved;
     let mut text = format!("{} at its peak, as planned", bytes(forecast.memory.peak()));
     if let Some(limit) = forecast.limit {
         let whose = if train.memory_limit.is_some() { "that it may take" } else { "that are free" };
-        text += &format!(", of {} {whose}", bytes(limit));
+        let place = match forecast.memory.place.is_host() {
+            true => String::new(),
+            false => format!(" on {}", device.choice),
+        };
+        text += &format!(", of {} {whose}{place}", bytes(limit));
     }
     let layers = model.num_hidden_layers;
     text += &match train.recompute() {
@@ -91,7 +94,7 @@ fn memory(resolved: &Resolved, forecast: &Forecast) -> String {
         Recompute::First(some) if some < layers => format!("; {some} of {layers} blocks computed again"),
         Recompute::First(_) | Recompute::Block => "; all blocks computed again".into(),
     };
-    let usual = Footprint::new(model, train.dtype.dtype()).loss_chunk;
+    let usual = forecast.memory.place.loss_rows(model.vocab_size, model.hidden_size);
     match train.loss_chunk {
         Some(rows) if rows != usual => text + &format!("; the loss of {} at a time", count(rows, "token")),
         _ => text,
@@ -177,7 +180,7 @@ pub(crate) fn beyond_plan(memory: PeakMemory) -> Option<String> {
     let peak = memory.peak.filter(|_| memory.exceeds_plan())?;
     let more = percent(peak - memory.planned, memory.planned);
     Some(format!(
-        "the process has taken {} at its peak, {more} more than the {} that were planned: leave that much room, and \
+        "the run has taken {} at its peak, {more} more than the {} that were planned: leave that much room, and \
          take `plan` with care for this model and these settings",
         bytes(peak),
         bytes(memory.planned)

@@ -304,7 +304,7 @@ const SPARE: usize = 8;
 const SPARE_BYTES: usize = 32 << 20;
 
 /// Bytes that a device may keep idle beyond the peak of what is in use.
-pub fn idle_bytes(peak: usize) -> usize {
+pub(crate) fn idle_bytes(peak: usize) -> usize {
     (peak / SPARE).min(SPARE_BYTES)
 }
 
@@ -325,12 +325,12 @@ fn size_class(elements: usize) -> usize {
 }
 
 /// Bytes that a tensor of `elements` `f32` values takes on a device.
-pub fn allocated_bytes(elements: usize) -> usize {
+pub(crate) fn allocated_bytes(elements: usize) -> usize {
     size_of::<f32>() * size_class(elements)
 }
 
 /// Bytes that a tensor of `elements` values of a type takes on a device.
-pub fn allocated_bytes_of(dtype: DType, elements: usize) -> usize {
+pub(crate) fn allocated_bytes_of(dtype: DType, elements: usize) -> usize {
     allocated_bytes(words(dtype, elements))
 }
 

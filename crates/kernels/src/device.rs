@@ -2,7 +2,7 @@
 
 use crate::{
     Activate, AdamW, Attention, Bias, Channel, Columns, CrossEntropy, DType, Dropout, Elementwise, Embedding,
-    GatedActivation, LayerNorm, Linear, LinearGroup, Reduce, Result, RmsNorm, Rope, Rows, SharedBytes,
+    GatedActivation, LayerNorm, Linear, LinearGroup, Place, Reduce, Result, RmsNorm, Rope, Rows, SharedBytes,
     SquaredError, Tensor,
 };
 
@@ -43,6 +43,17 @@ pub trait Memory {
     /// A trainable copy: `f32`, owned by the device.
     fn to_owned_f32(&self, tensor: &Tensor) -> Result<Tensor> {
         self.from_f32(&self.to_f32(tensor)?, tensor.shape())
+    }
+
+    /// What memory that is.
+    fn place(&self) -> Place;
+
+    /// Bytes that nobody has taken, of a memory that is not the process's own; `None` of that, of which the system tells.
+    ///
+    /// # Errors
+    /// Where the device does not say.
+    fn available_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
     }
 
     /// Bytes that owned tensors take; shared bytes are not counted.

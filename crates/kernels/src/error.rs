@@ -80,13 +80,33 @@ pub enum Error {
         /// What failed.
         message: String,
     },
+    /// A GPU cannot be used.
+    #[error("cuda:{ordinal}: {message}")]
+    Gpu {
+        /// The number that it was asked for by.
+        ordinal: usize,
+        /// What is wrong.
+        message: String,
+        /// What helps.
+        hint: String,
+    },
 }
 
 impl Error {
     /// What the user can do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Error::Gpu { hint, .. } => Some(hint.clone()),
             Error::Device { .. } => Some("check the number of threads that was asked for".into()),
+            Error::Place { .. } => Some("make all of an operation's tensors on the device that computes it".into()),
+            Error::OutOfMemory { .. } => Some(
+                "take fewer tokens at a time, or keep less of them for the backward pass; programs beside this one take \
+                 of the same memory"
+                    .into(),
+            ),
+            Error::Driver { .. } => Some(
+                "begin again; where it comes back, update the GPU's driver, or compute on the CPU".into(),
+            ),
             _ => None,
         }
     }

@@ -372,7 +372,7 @@ fn the_memory_it_takes_is_known_before() {
                 cpu.reset_peak();
                 truncated_svd(&cpu, &tensor, rank, &mut Generator::new(1, Stream::Svd, 0), &options).unwrap();
                 let found = cpu.usage().peak_bytes - before;
-                let known = truncated_svd_bytes(dtype, (m, n), rank, &options);
+                let known = truncated_svd_bytes(cpu.place(), dtype, (m, n), rank, &options);
                 let ratio = known as f64 / found as f64;
                 assert!(
                     (0.999..1.2).contains(&ratio),

@@ -2,21 +2,12 @@
 //!
 //! An encoder's head is in `classifier.rs`.
 
-use lora_sb_kernels::{Accum, Tensor, cross_entropy_row_bytes};
+use lora_sb_kernels::{Accum, Tensor};
 
 use crate::batch::Labels;
 use crate::config::{NormPlacement, Task};
 use crate::norm::NormSaved;
-use crate::{Batch, Config, Error, Gradients, InputGradient, Model, Norm, Parameter, Result};
-
-/// Bytes that the loss takes for the rows of one pass over the head's weights. The more rows share a pass the less its
-/// reading costs, which some hundred of them hide; with 2,048 wide rows this is 2,048 rows.
-const LOSS_CHUNK_BYTES: usize = 32 << 20;
-
-/// Rows whose loss is computed together.
-pub(crate) fn chunk_rows(config: &Config) -> usize {
-    (LOSS_CHUNK_BYTES / cross_entropy_row_bytes(config.vocab_size, config.hidden_size)).max(1)
-}
+use crate::{Batch, Error, Gradients, InputGradient, Model, Norm, Parameter, Result};
 
 impl Model {
     /// The loss of the labelled tokens or sequences from the last block's output x `[N, D]`, and its gradient

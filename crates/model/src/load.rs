@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use lora_sb_kernels::{DType, Kernels, SharedBytes, Tensor};
 use serde_json::Value;
 
+use crate::fingerprint::Fingerprint;
+use crate::memory::rounded;
 use crate::weight_file::{WeightFile, WeightView};
-use crate::weights::{Storage, Weights, fresh};
+use crate::weights::{Storage, Weights, fresh, in_bf16};
 use crate::{Config, Error, Parameter, Result, Task};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
@@ -83,6 +85,15 @@ fn missing(path: PathBuf, needed_for: &str, hint: Option<String>) -> Error {
     Error::MissingFile { path, needed_for: needed_for.into(), hint }
 }
 
+/// What was read of a model's files.
+pub(crate) struct Read {
+    pub(crate) weights: Weights,
+    /// Of the weights as they lie in the files, where the model holds some of them rounded.
+    pub(crate) fingerprint: Option<String>,
+    /// A sentence for each tensor that nobody asks for, and one for what is new of a classification head.
+    pub(crate) warnings: Vec<String>,
+}
+
 impl Shelf {
     /// The weights of a directory: one file, or shards with their index.
     pub(crate) fn open(dir: &Path) -> Result<Shelf> {
@@ -145,16 +156,17 @@ impl Shelf {
         Ok(Shelf { files, places, searched: name })
     }
 
-    /// All tensors that the configuration asks for, with a sentence for each that nobody asks for and one for
-    /// what is new of a classification head.
-    pub(crate) fn weights(
+    /// All tensors that the configuration asks for, as a model of `options` holds them.
+    pub(crate) fn read(
         &self,
         config: &Config,
         kernels: &dyn Kernels,
         storage: Storage,
         options: LoadOptions,
-    ) -> Result<(Weights, Vec<String>)> {
+    ) -> Result<Read> {
         let (mut tensors, mut drawn) = (BTreeMap::new(), Drawn::default());
+        let rounding = storage == Storage::Mapped && self.is_rounded(config, options.dtype)?;
+        let mut fingerprint = rounding.then(|| Fingerprint::of(config));
         for (index, parameter) in config.parameters().into_iter().enumerate() {
             let found = match self.tensor(config, parameter, kernels) {
                 Err(Error::Head { tensor, expected, found, .. })
@@ -170,10 +182,12 @@ impl Shelf {
                 found => found?,
             };
             let tensor = match found {
-                // A classification head is trained in any case, beside an adapter too.
-                Some(mapped) if parameter.of_classification() => kernels.to_owned_f32(&mapped)?,
-                Some(mapped) if storage == Storage::Trainable => kernels.to_owned_f32(&mapped)?,
-                Some(mapped) => mapped,
+                Some(tensor) => {
+                    if let Some(fingerprint) = &mut fingerprint {
+                        fingerprint.add(kernels, config, parameter, &tensor)?;
+                    }
+                    self.held(config, kernels, parameter, tensor, storage, options.dtype)?
+                }
                 None if parameter.of_classification() => {
                     fresh(config, kernels, parameter, (options.seed, index as u64), Storage::Trainable)?
                 }
@@ -188,30 +202,80 @@ impl Shelf {
         let mut warnings = self.unused(config);
         warnings.extend(self.untied(config)?);
         warnings.extend(drawn.sentence(&self.searched));
-        Ok((Weights::new(config, tensors, storage), warnings))
+        let weights = Weights::new(config, tensors, storage);
+        Ok(Read { weights, fingerprint: fingerprint.map(Fingerprint::finish), warnings })
     }
 
-    /// A tensor under any of its names, as it lies in its file.
-    fn tensor(&self, config: &Config, parameter: Parameter, kernels: &dyn Kernels) -> Result<Option<Tensor>> {
-        let expected = config.parameter_shape(parameter);
+    /// A tensor of the files as the model holds it. What the files keep of one that is a copy by then is given back at
+    /// once: neither the host nor the device has room for the whole model twice.
+    fn held(
+        &self,
+        config: &Config,
+        kernels: &dyn Kernels,
+        parameter: Parameter,
+        read: Tensor,
+        storage: Storage,
+        dtype: DType,
+    ) -> Result<Tensor> {
+        // A classification head is trained in any case, beside an adapter too.
+        let copy = if parameter.of_classification() || storage == Storage::Trainable {
+            Some(kernels.to_owned_f32(&read)?)
+        } else if dtype == DType::Bf16 && rounded(config, parameter) && read.dtype() != dtype {
+            Some(in_bf16(kernels, &read)?)
+        } else {
+            None
+        };
+        if copy.is_some() || !kernels.place().is_host() {
+            self.release(config, parameter);
+        }
+        Ok(copy.unwrap_or(read))
+    }
+
+    /// Whether a frozen model that computes in `dtype` holds any parameter in another type than that of the files.
+    fn is_rounded(&self, config: &Config, dtype: DType) -> Result<bool> {
+        if dtype != DType::Bf16 {
+            return Ok(false);
+        }
+        for parameter in config.parameters().into_iter().filter(|&parameter| rounded(config, parameter)) {
+            if self.view(config, parameter)?.is_some_and(|(_, _, view)| view.dtype != dtype) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A parameter under any of its names: its file, its name there, and what stands there.
+    fn view(
+        &self,
+        config: &Config,
+        parameter: Parameter,
+    ) -> Result<Option<(&WeightFile, String, WeightView)>> {
         for name in config.family.names().spellings(parameter) {
             let Some(file) = self.file_of(&name) else { continue };
-            let Some(view) = file.get(&name)? else { continue };
-            if view.shape == expected {
-                return Ok(Some(kernels.from_bytes(view.bytes, view.dtype, &expected)?));
+            if let Some(view) = file.get(&name)? {
+                return Ok(Some((file, name, view)));
             }
-            let (file, tensor, found) = (file.file().into(), name, view.shape);
-            let head = matches!(parameter, Parameter::Classifier | Parameter::ClassifierBias);
-            return Err(match head && found.get(1..) == expected.get(1..) {
-                true => Error::Head { file, tensor, expected, found },
-                false => Error::TensorShape { file, tensor, expected, found },
-            });
         }
         Ok(None)
     }
 
+    /// A tensor as it lies in its file.
+    fn tensor(&self, config: &Config, parameter: Parameter, kernels: &dyn Kernels) -> Result<Option<Tensor>> {
+        let expected = config.parameter_shape(parameter);
+        let Some((file, tensor, view)) = self.view(config, parameter)? else { return Ok(None) };
+        if view.shape == expected {
+            return Ok(Some(kernels.from_bytes(view.bytes, view.dtype, &expected)?));
+        }
+        let (file, found) = (file.file().into(), view.shape);
+        let head = matches!(parameter, Parameter::Classifier | Parameter::ClassifierBias);
+        Err(match head && found.get(1..) == expected.get(1..) {
+            true => Error::Head { file, tensor, expected, found },
+            false => Error::TensorShape { file, tensor, expected, found },
+        })
+    }
+
     /// Gives back the memory of a parameter's bytes, as far as it is only a copy of a file's; they can be read again.
-    pub(crate) fn release(&self, config: &Config, parameter: Parameter) {
+    fn release(&self, config: &Config, parameter: Parameter) {
         for name in config.family.names().spellings(parameter) {
             if let Some(file) = self.file_of(&name) {
                 return file.release(&name);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use lora_sb_kernels::{DType, Kernels, RopeTable, SharedBytes, Tensor};
 
 use crate::config::{Positions, Rotation, Task};
-use crate::head;
 use crate::load::{self, LoadOptions, Shelf};
+use crate::memory::Footprint;
 use crate::weights::{Storage, Weights};
 use crate::{
     Batch, BlockSaved, Config, Error, Gradients, InputGradient, LinearHook, NoGradients, Parameter,
@@ -57,11 +57,11 @@ impl Model {
         storage: Storage,
         options: LoadOptions,
     ) -> Result<Model> {
+        check_dtype(options.dtype)?;
         let config = options.applied_to(load::config(dir)?)?;
-        let shelf = Shelf::open(dir)?;
-        let (weights, warnings) = shelf.weights(&config, &*kernels, storage, options)?;
-        let mut model = Model::new(config, kernels, weights, Some(dir.to_path_buf()), warnings)?;
-        model.compute_in(options.dtype, &|config, parameter| shelf.release(config, parameter))?;
+        let read = Shelf::open(dir)?.read(&config, &*kernels, storage, options)?;
+        let mut model = Model::new(config, kernels, read.weights, Some(dir.to_path_buf()), read.warnings)?;
+        (model.dtype, model.fingerprint) = (options.dtype, read.fingerprint);
         Ok(model)
     }
 
@@ -76,9 +76,8 @@ impl Model {
         storage: Storage,
     ) -> Result<Model> {
         let config = Config::from_json(config_json)?;
-        let (weights, warnings) =
-            load::in_memory(weights)?.weights(&config, &*kernels, storage, LoadOptions::default())?;
-        Model::new(config, kernels, weights, None, warnings)
+        let read = load::in_memory(weights)?.read(&config, &*kernels, storage, LoadOptions::default())?;
+        Model::new(config, kernels, read.weights, None, read.warnings)
     }
 
     /// A model of random weights from N(0, `initializer_range`^2), gains 1, biases 0: ready to be trained from the
@@ -100,7 +99,7 @@ impl Model {
     ) -> Result<Model> {
         let positions = config.max_position_embeddings.min(FIRST_POSITIONS);
         let ropes = rope_tables(&config, &*kernels, positions)?;
-        let loss_chunk = head::chunk_rows(&config);
+        let loss_chunk = kernels.place().loss_rows(config.vocab_size, config.hidden_size);
         let (dtype, fingerprint) = (DType::F32, None);
         Ok(Model { config, kernels, weights, ropes, source, dtype, loss_chunk, fingerprint, warnings })
     }
@@ -125,20 +124,13 @@ impl Model {
     ///
     /// A frozen model that computes in `bf16` holds its matrices rounded to it, and keeps them so; its
     /// [fingerprint](Model::fingerprint) stays that of what was read. One that can be trained keeps them in `f32`, and
-    /// they are rounded as they are read. A directory is better loaded with [`LoadOptions::dtype`], which gives back
-    /// the memory of the file's own pages as the copies are made.
+    /// they are rounded as they are read. A directory is better loaded with [`LoadOptions::dtype`], which rounds each
+    /// tensor as it comes and gives back what it was read into.
     ///
     /// # Errors
     /// Where the type is another one, or the device has no memory for the rounded matrices.
     pub fn set_dtype(&mut self, dtype: DType) -> Result<()> {
-        self.compute_in(dtype, &|_, _| ())
-    }
-
-    /// The same; `release` is told of each parameter whose copy is made.
-    fn compute_in(&mut self, dtype: DType, release: &dyn Fn(&Config, Parameter)) -> Result<()> {
-        if !matches!(dtype, DType::F32 | DType::Bf16) {
-            return Err(Error::Compute { found: dtype });
-        }
+        check_dtype(dtype)?;
         let to_be_rounded = match dtype {
             DType::Bf16 => self.weights.to_be_rounded(&self.config),
             _ => Vec::new(),
@@ -148,15 +140,21 @@ impl Model {
         }
         for parameter in to_be_rounded {
             self.weights.round(&*self.kernels, parameter)?;
-            release(&self.config, parameter);
         }
         self.dtype = dtype;
         Ok(())
     }
 
-    /// Computes the loss of so many tokens together, at least 1. A model begins with as many as take 32 MiB.
+    /// Computes the loss of so many tokens together, at least 1. A model begins with as many as are best on its device
+    /// ([`Place::loss_rows`](lora_sb_kernels::Place::loss_rows)).
     pub fn set_loss_chunk(&mut self, rows: usize) {
         self.loss_chunk = rows.max(1);
+    }
+
+    /// What the memory of a pass depends on, whatever its batch.
+    pub fn footprint(&self) -> Footprint<'_> {
+        let (storage, place) = (self.weights.storage(), self.kernels.place());
+        Footprint { config: &self.config, dtype: self.dtype, loss_chunk: self.loss_chunk, storage, place }
     }
 
     /// The directory that it was read from.
@@ -318,6 +316,13 @@ impl Model {
             self.embed_backward(batch, dx, gradients)?;
         }
         Ok(loss)
+    }
+}
+
+fn check_dtype(dtype: DType) -> Result<()> {
+    match dtype {
+        DType::F32 | DType::Bf16 => Ok(()),
+        DType::F16 | DType::U32 => Err(Error::Compute { found: dtype }),
     }
 }
 

@@ -47,9 +47,7 @@ impl Weights {
     /// Puts a parameter's `bf16` copy in its place.
     pub(crate) fn round(&mut self, kernels: &dyn Kernels, parameter: Parameter) -> Result<()> {
         let Some(tensor) = self.tensors.get_mut(&parameter) else { return Ok(()) };
-        let mut rounded = kernels.empty_of(DType::Bf16, tensor.shape())?;
-        kernels.cast(tensor, &mut rounded)?;
-        *tensor = rounded;
+        *tensor = in_bf16(kernels, tensor)?;
         Ok(())
     }
 
@@ -66,6 +64,10 @@ impl Weights {
             tensors.insert(parameter, fresh(config, kernels, parameter, (seed, index as u64), held)?);
         }
         Ok(Weights::new(config, tensors, storage))
+    }
+
+    pub(crate) fn storage(&self) -> Storage {
+        self.storage
     }
 
     fn key(&self, parameter: Parameter) -> Parameter {
@@ -85,6 +87,13 @@ impl Weights {
     pub(crate) fn required(&self, parameter: Parameter) -> Result<&Tensor> {
         self.get(parameter).ok_or_else(|| Error::NoParameter { parameter: format!("{parameter:?}") })
     }
+}
+
+/// A copy, rounded to `bf16`.
+pub(crate) fn in_bf16(kernels: &dyn Kernels, tensor: &Tensor) -> Result<Tensor> {
+    let mut rounded = kernels.empty_of(DType::Bf16, tensor.shape())?;
+    kernels.cast(tensor, &mut rounded)?;
+    Ok(rounded)
 }
 
 /// A tensor as transformers begins it: weights from N(0, initializer_range^2), biases 0, gains 1. A function of

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lora_sb_model::{Batch, Error, Frozen, Model, SaveType, Sequence, Storage, WeightFileWriter, save_model};
 use serde_json::{Map, Value, json};
-use support::{Texts, config_error, cpu, model};
+use support::{Texts, config_error, device, model};
 use tempfile::TempDir;
 
 fn saved() -> TempDir {
@@ -17,7 +17,7 @@ fn saved() -> TempDir {
 }
 
 fn load_error(dir: &Path) -> Error {
-    Model::load(dir, cpu(), Storage::Mapped).unwrap_err()
+    Model::load(dir, device(), Storage::Mapped).unwrap_err()
 }
 
 fn assert_names(error: &Error, parts: &[&str]) {
@@ -110,7 +110,7 @@ fn a_truncated_file() {
 #[test]
 fn unaligned_data_are_read() {
     let dir = saved();
-    let fingerprint = || Model::load(dir.path(), cpu(), Storage::Mapped).unwrap().fingerprint().unwrap();
+    let fingerprint = || Model::load(dir.path(), device(), Storage::Mapped).unwrap().fingerprint().unwrap();
     let aligned = fingerprint();
     // Without padding the data begin wherever the header ends.
     let mut odd = 0;
@@ -142,7 +142,7 @@ fn tensors_that_nobody_asks_for() {
         writer.write(&vec![0.5; shape.iter().product()]).unwrap();
     }
     writer.finish().unwrap();
-    let model = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+    let model = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
     assert_eq!(model.warnings().len(), 1);
     assert!(model.warnings()[0].contains("`vision.tower`"), "{:?}", model.warnings());
 }
@@ -204,7 +204,7 @@ fn configurations_that_are_not_computed() {
 
 #[test]
 fn sequences_that_make_no_batch() {
-    let kernels = cpu();
+    let kernels = device();
     let pack = |sequences: &[Sequence<'_>]| Batch::pack(&*kernels, sequences).unwrap_err().to_string();
     let good = Sequence::text(&[1, 2], &[false, true], 1.0);
     assert!(pack(&[]).contains("at least one"));
@@ -219,7 +219,7 @@ fn ids_and_lengths_beyond_the_model() {
     let mut model = model(json!({}));
     let batch = |ids: &[u32]| {
         let trained = vec![true; ids.len()];
-        Batch::pack(&*cpu(), &[Sequence::text(ids, &trained, 1.0)]).unwrap()
+        Batch::pack(&*device(), &[Sequence::text(ids, &trained, 1.0)]).unwrap()
     };
     assert_names(&model.loss(&batch(&[1, 29]), &Frozen).unwrap_err(), &["29"]);
     let long = batch(&[3; 65]);

@@ -6,14 +6,14 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use lora_sb_kernels::{Cpu, DType, Kernels, SharedBytes, allocated_bytes};
+use lora_sb_kernels::{Cpu, DType, Kernels, Place, SharedBytes};
 use lora_sb_model::{
     Batch, Config, Decoder, Error, Frozen, LoadOptions, Model, NoGradients, Parameter, Recompute, SaveType,
     Sequence, Storage, memory, save_model,
 };
 use serde_json::{Value, json};
 use support::{
-    Texts, config, config_json, cpu, families, host, largest, largest_difference, model, values, zeros,
+    Texts, config, config_json, device, families, host, largest, largest_difference, model, values, zeros,
 };
 
 fn save(dir: &Path, model: &Model, dtype: SaveType) {
@@ -21,7 +21,7 @@ fn save(dir: &Path, model: &Model, dtype: SaveType) {
 }
 
 fn load(dir: &Path, storage: Storage, dtype: DType) -> Model {
-    Model::load_with(dir, cpu(), storage, LoadOptions { dtype, ..LoadOptions::default() }).unwrap()
+    Model::load_with(dir, device(), storage, LoadOptions { dtype, ..LoadOptions::default() }).unwrap()
 }
 
 /// What a rounding to `bf16` can change, relative to the number.
@@ -63,11 +63,14 @@ fn the_bytes_of_rounded_weights_are_foretold() {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), &model(changes), SaveType::F32);
         let model = load(dir.path(), Storage::Mapped, DType::Bf16);
-        let rope = 2 * allocated_bytes(64 * model.config().head_dim / 2);
+        let rope = 2 * Place::Cpu.bytes(64 * model.config().head_dim / 2);
         let tensors = model.parameters().into_iter().map(|parameter| model.weight(parameter).unwrap());
         let mapped: usize = tensors.filter(|t| t.dtype() == DType::F32).map(|t| t.bytes()).sum();
         let live = model.kernels().usage().live_bytes;
-        assert_eq!(memory::weights(model.config(), Storage::Mapped, 4, DType::Bf16) + rope, live + mapped);
+        assert_eq!(
+            memory::weights(model.config(), Storage::Mapped, 4, DType::Bf16, Place::Cpu) + rope,
+            live + mapped
+        );
     }
 }
 
@@ -80,7 +83,7 @@ fn a_loaded_model_is_one_that_is_set_to_bf16_later() {
     let length = bytes.len();
     let file = SharedBytes::new(Arc::new(bytes), 0..length).unwrap();
     let json = std::fs::read(dir.path().join("config.json")).unwrap();
-    let mut set = Model::from_files(&json, vec![file], cpu(), Storage::Mapped).unwrap();
+    let mut set = Model::from_files(&json, vec![file], device(), Storage::Mapped).unwrap();
     let fingerprint = set.fingerprint().unwrap();
     set.set_dtype(DType::Bf16).unwrap();
     assert_eq!(set.fingerprint().unwrap(), fingerprint);
@@ -220,5 +223,5 @@ fn the_loss_does_not_depend_on_the_rows_of_logits_that_exist_at_a_time() {
 fn the_description_of_a_model_does_not_say_what_it_computes_in() {
     let json = Value::Object(config_json(json!({ "torch_dtype": "bfloat16" }))).to_string();
     let config = Config::from_json(json.as_bytes()).unwrap();
-    assert_eq!(Model::random(config, cpu(), 1, Storage::Mapped).unwrap().dtype(), DType::F32);
+    assert_eq!(Model::random(config, device(), 1, Storage::Mapped).unwrap().dtype(), DType::F32);
 }

@@ -12,7 +12,7 @@ use lora_sb_model::{
     save_model, save_model_in_shards,
 };
 use serde_json::{Value, json};
-use support::{config_json, cpu, values};
+use support::{config_json, device, values};
 
 /// A file's tensors: shape and elements by name.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -31,7 +31,7 @@ fn encoder(family: &str) -> Model {
 
 fn random(json: &Value) -> Model {
     let config = Config::from_json(json.to_string().as_bytes()).unwrap();
-    Model::random(config, cpu(), 5, Storage::Trainable).unwrap()
+    Model::random(config, device(), 5, Storage::Trainable).unwrap()
 }
 
 fn decoder(changes: Value) -> Model {
@@ -60,7 +60,7 @@ fn write(dir: &Path, config: &Value, tensors: &Tensors, dtype: SaveType) {
 fn reload(model: &Model, tensors: &Tensors, options: LoadOptions) -> lora_sb_model::Result<Model> {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &model.config().to_json(), tensors, SaveType::F32);
-    Model::load_with(dir.path(), cpu(), Storage::Mapped, options)
+    Model::load_with(dir.path(), device(), Storage::Mapped, options)
 }
 
 fn for_task(task: Task) -> LoadOptions {
@@ -165,13 +165,13 @@ fn a_head_can_be_trained_where_all_else_is_mapped() {
     let model = encoder("roberta");
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &model.config().to_json(), &tensors(&model), SaveType::Bf16);
-    let mut loaded = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+    let mut loaded = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
     assert!(loaded.warnings().is_empty());
     for parameter in loaded.parameters() {
         let expected = if parameter.of_classification() { DType::F32 } else { DType::Bf16 };
         assert_eq!(loaded.weight(parameter).unwrap().dtype(), expected, "{parameter:?}");
     }
-    let kernels = cpu();
+    let kernels = device();
     let classifier = loaded.weight_mut(Parameter::Classifier).unwrap();
     kernels.scale(0.0, classifier).unwrap();
     assert_eq!(values(&kernels, classifier), [0.0; 18]);
@@ -270,14 +270,14 @@ fn what_was_fine_tuned_for_another_task_is_written_as_such() {
     let base = Config::from_json(json.to_string().as_bytes()).unwrap();
     let config = base.with_task(Task::Classification { labels: 3 }).unwrap();
     let config = config.with_label_names(&["a", "b", "c"]).unwrap();
-    let model = Model::random(config, cpu(), 5, Storage::Trainable).unwrap();
+    let model = Model::random(config, device(), 5, Storage::Trainable).unwrap();
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), &model);
     let written = read_json(&dir.path().join("config.json"));
     assert_eq!(written["architectures"], json!(["BertForSequenceClassification"]));
     assert_eq!(written["id2label"], json!({ "0": "a", "1": "b", "2": "c" }));
     assert_eq!(written["auto_map"], Value::Null);
-    let loaded = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+    let loaded = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
     assert!(loaded.warnings().is_empty(), "{:?}", loaded.warnings());
     assert_eq!(loaded.config().task, Task::Classification { labels: 3 });
     assert_eq!(tensors(&loaded), tensors(&model));
@@ -310,7 +310,7 @@ fn large_models_are_dealt_to_shards() {
     let path = |name: &str| dir.path().join(name);
     let save = |limit| {
         save_model_in_shards(dir.path(), &model, SaveType::F32, limit, &mut |_, values| Ok(values)).unwrap();
-        let loaded = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+        let loaded = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
         assert!(loaded.warnings().is_empty(), "{:?}", loaded.warnings());
         assert_eq!(tensors(&loaded), all);
         let mut names: Vec<String> = std::fs::read_dir(dir.path())

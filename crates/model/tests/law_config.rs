@@ -2,8 +2,8 @@
 
 mod support;
 
-use lora_sb_kernels::{DType, RopeScaling, allocated_bytes};
-use lora_sb_model::memory::{self, Footprint};
+use lora_sb_kernels::{DType, Place, RopeScaling};
+use lora_sb_model::memory;
 use lora_sb_model::{Frozen, Parameter, Positions, Projection, Rotation, Storage};
 use serde_json::{Value, json};
 use support::{Texts, config, model};
@@ -70,7 +70,7 @@ fn a_blocks_saved_bytes_are_foretold() {
     let (y, saved) = model.block_forward(1, x, &batch, &Frozen).unwrap();
     drop(y);
     let held = kernels.usage().live_bytes - before;
-    assert_eq!(held, Footprint::new(model.config(), DType::F32).block_saved(batch.tokens()));
+    assert_eq!(held, model.footprint().block_saved(batch.tokens()));
     let input = saved.into_input();
     assert_eq!(kernels.usage().live_bytes - before, input.bytes());
     drop(input);
@@ -81,17 +81,18 @@ fn a_blocks_saved_bytes_are_foretold() {
 fn the_weights_bytes_are_foretold() {
     let model = model(json!({ "hidden_size": 200, "intermediate_size": 170 }));
     let held: usize = model.parameters().into_iter().map(|p| model.weight(p).unwrap().len()).sum();
-    assert_eq!(memory::weights(model.config(), Storage::Mapped, 2, DType::F32), 2 * held);
-    let rope = 2 * allocated_bytes(64 * model.config().head_dim / 2);
+    assert_eq!(memory::weights(model.config(), Storage::Mapped, 2, DType::F32, Place::Cpu), 2 * held);
+    let rope = 2 * Place::Cpu.bytes(64 * model.config().head_dim / 2);
     let live = model.kernels().usage().live_bytes;
-    assert_eq!(memory::weights(model.config(), Storage::Trainable, 2, DType::F32) + rope, live);
+    assert_eq!(memory::weights(model.config(), Storage::Trainable, 2, DType::F32, Place::Cpu) + rope, live);
 }
 
 #[test]
 fn rows_of_a_mapped_embedding_that_nobody_reads_are_not_counted() {
     // Rows of 32 bytes in f16: the system maps 2048 of them at a time.
     let sizes = |tied| config(json!({ "hidden_size": 16, "vocab_size": 5000, "tie_word_embeddings": tied }));
-    let unread = |tied, ids: &[u32]| memory::embedding_unread(&sizes(tied), 2, ids.iter().copied());
+    let unread =
+        |tied, ids: &[u32]| memory::embedding_unread(&sizes(tied), 2, Place::Cpu, ids.iter().copied());
     assert_eq!(unread(false, &[]), 3 << 16);
     assert_eq!(unread(false, &[2047, 0, 9]), 2 << 16);
     assert_eq!(unread(false, &[2047, 2048, 4999, 5000]), 0);

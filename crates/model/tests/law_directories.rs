@@ -12,7 +12,7 @@ use lora_sb_model::{
     Frozen, Model, Norm, Parameter, Projection, SaveType, Storage, WeightFile, WeightFileWriter, save_model,
 };
 use serde_json::{Value, json};
-use support::{Texts, config_json, cpu, model, values};
+use support::{Texts, config_json, device, model, values};
 
 fn save(dir: &Path, model: &Model, dtype: SaveType) {
     save_model(dir, model, dtype, &mut |_, values| Ok(values)).unwrap();
@@ -37,8 +37,8 @@ fn a_saved_model_loads_with_the_rounded_values() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), &original, dtype);
-        let mapped = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
-        let trainable = Model::load(dir.path(), cpu(), Storage::Trainable).unwrap();
+        let mapped = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
+        let trainable = Model::load(dir.path(), device(), Storage::Trainable).unwrap();
         assert!(mapped.warnings().is_empty());
         for parameter in original.parameters() {
             let exact = values(original.kernels(), original.weight(parameter).unwrap());
@@ -71,14 +71,14 @@ fn changed_values_are_written_and_tokenizer_files_travel() {
     save(first.path(), &model(json!({})), SaveType::F32);
     std::fs::write(first.path().join("tokenizer.json"), "{}").unwrap();
     std::fs::write(first.path().join("notes.txt"), "not a model's").unwrap();
-    let base = Model::load(first.path(), cpu(), Storage::Mapped).unwrap();
+    let base = Model::load(first.path(), device(), Storage::Mapped).unwrap();
     let site = Projection::Down.of(2);
     save_model(second.path(), &base, SaveType::F32, &mut |parameter, values| match parameter {
         Parameter::Weight(here) if here == site => Ok(values.iter().map(|value| value + 1.0).collect()),
         _ => Ok(values),
     })
     .unwrap();
-    let changed = Model::load(second.path(), cpu(), Storage::Mapped).unwrap();
+    let changed = Model::load(second.path(), device(), Storage::Mapped).unwrap();
     for parameter in base.parameters() {
         let before = values(base.kernels(), base.weight(parameter).unwrap());
         let after = values(changed.kernels(), changed.weight(parameter).unwrap());
@@ -104,7 +104,7 @@ fn a_directory_is_no_model_until_all_of_it_is_written() {
         message.contains("model.norm.weight") && message.contains("1 elements") && message.contains("13"),
         "{message}"
     );
-    let message = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap_err().to_string();
+    let message = Model::load(dir.path(), device(), Storage::Mapped).unwrap_err().to_string();
     assert!(message.contains("config.json") && message.contains("not found"), "{message}");
 }
 
@@ -151,16 +151,16 @@ fn shard(dir: &Path, shards: usize) {
 fn shards_are_one_model() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), &model(json!({})), SaveType::F32);
-    let whole = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+    let whole = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
     let (logits_of_whole, fingerprint) = (logits(&whole), whole.fingerprint().unwrap());
     shard(dir.path(), 3);
-    let sharded = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+    let sharded = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
     assert_eq!(logits(&sharded), logits_of_whole);
     assert_eq!(sharded.fingerprint().unwrap(), fingerprint);
 
     let second = dir.path().join("model-00002-of-00003.safetensors");
     std::fs::remove_file(&second).unwrap();
-    let message = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap_err().to_string();
+    let message = Model::load(dir.path(), device(), Storage::Mapped).unwrap_err().to_string();
     assert!(message.contains("model-00002-of-00003.safetensors: not found"), "{message}");
 }
 
@@ -172,7 +172,7 @@ fn an_index_that_leaves_its_directory_is_refused() {
     for shard in [json!("../secret.safetensors"), json!("/etc/passwd"), json!(7)] {
         let index = json!({ "weight_map": { "model.norm.weight": shard } });
         std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-        let message = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap_err().to_string();
+        let message = Model::load(dir.path(), device(), Storage::Mapped).unwrap_err().to_string();
         assert!(message.contains("weight_map.model.norm.weight"), "{message}");
     }
 }
@@ -181,19 +181,19 @@ fn an_index_that_leaves_its_directory_is_refused() {
 fn files_in_memory_are_a_model() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), &model(json!({})), SaveType::Bf16);
-    let loaded = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+    let loaded = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
     let bytes = std::fs::read(dir.path().join("model.safetensors")).unwrap();
     let length = bytes.len();
     let shared = SharedBytes::new(Arc::new(bytes), 0..length).unwrap();
     let config = Value::Object(config_json(json!({}))).to_string();
-    let embedded = Model::from_files(config.as_bytes(), vec![shared], cpu(), Storage::Mapped).unwrap();
+    let embedded = Model::from_files(config.as_bytes(), vec![shared], device(), Storage::Mapped).unwrap();
     assert_eq!(logits(&embedded), logits(&loaded));
 }
 
 #[test]
 fn a_seed_is_a_model() {
     let (one, same) = (model(json!({})), model(json!({})));
-    let other = Model::random(one.config().clone(), cpu(), 12, Storage::Trainable).unwrap();
+    let other = Model::random(one.config().clone(), device(), 12, Storage::Trainable).unwrap();
     assert_eq!(one.fingerprint().unwrap(), same.fingerprint().unwrap());
     assert_ne!(one.fingerprint().unwrap(), other.fingerprint().unwrap());
     assert_eq!(values(one.kernels(), one.weight(Parameter::Gain(Norm::Final)).unwrap()), [1.0; 13]);

@@ -5,7 +5,6 @@ mod support;
 use lora_sb_kernels::{DType, Generator, Stream};
 use lora_sb_model::{
     Batch, Decoder, Frozen, Generation, Model, Next, Norm, Parameter, Sampling, Sequence, generate,
-    memory::Footprint,
 };
 use serde_json::json;
 use support::{families, largest, largest_difference, model, values};
@@ -77,7 +76,7 @@ fn a_cache_takes_the_bytes_that_are_planned() {
             let before = model.kernels().usage().live_bytes;
             let decoder = Decoder::new(&model, &Frozen, &prompts(), 6).unwrap();
             let taken = model.kernels().usage().live_bytes - before;
-            assert_eq!(taken, Footprint::new(model.config(), dtype).cache(&[11, 7, 13]), "{}", family.name);
+            assert_eq!(taken, model.footprint().cache(&[11, 7, 13]), "{}", family.name);
             drop(decoder);
         }
     }

@@ -5,7 +5,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use lora_sb_kernels::{DType, Tensor};
-use lora_sb_model::memory::{Footprint, Trained};
+use lora_sb_model::memory::Trained;
 use lora_sb_model::{Batch, Frozen, Gradients, Model, NoGradients, Parameter, Recompute, Target};
 use serde_json::{Value, json};
 use support::families::Small;
@@ -46,16 +46,11 @@ fn what_a_block_keeps_is_planned_to_the_byte() {
         let model = family.with(sizes(family.name));
         let batch = Texts::new().batch(&model);
         let x = model.embed(&batch).unwrap();
-        let before = model.kernels().usage().live_bytes - lora_sb_kernels::allocated_bytes(x.len());
+        let before = model.kernels().usage().live_bytes - model.kernels().place().bytes(x.len());
         let (y, saved) = model.block_forward(1, x, &batch, &Frozen).unwrap();
         drop(y);
         let held = model.kernels().usage().live_bytes - before;
-        assert_eq!(
-            held,
-            Footprint::new(model.config(), DType::F32).block_saved(batch.tokens()),
-            "{}",
-            family.name
-        );
+        assert_eq!(held, model.footprint().block_saved(batch.tokens()), "{}", family.name);
         drop(saved);
     }
 }
@@ -138,7 +133,6 @@ fn peak(
     model.loss_and_gradients(batch, &mut Frozen, gradients, recompute).unwrap();
     let usage = kernels.usage();
     assert_eq!(usage.live_bytes, before, "a step leaves nothing behind");
-    let footprint = Footprint::new(model.config(), model.dtype());
-    let told = footprint.activations(batch.tokens(), batch.labelled(), recompute, trained);
+    let told = model.footprint().activations(batch.tokens(), batch.labelled(), recompute, trained);
     (usage.peak_bytes - before, told)
 }

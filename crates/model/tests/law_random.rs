@@ -6,13 +6,13 @@ use half::bf16;
 use lora_sb_kernels::{Cpu, DType};
 use lora_sb_model::{Model, Parameter, Storage};
 use serde_json::json;
-use support::{config, cpu, families, values};
+use support::{config, device, families, values};
 
 #[test]
 fn a_frozen_random_model_is_the_trainable_one_in_bf16() {
     // More elements in one tensor than a generator draws.
     let config = config(json!({ "vocab_size": 81_000 }));
-    let trainable = Model::random(config.clone(), cpu(), 3, Storage::Trainable).unwrap();
+    let trainable = Model::random(config.clone(), device(), 3, Storage::Trainable).unwrap();
     let one_thread = std::sync::Arc::new(Cpu::new(1).unwrap());
     let mapped = Model::random(config, one_thread, 3, Storage::Mapped).unwrap();
     for parameter in trainable.parameters() {
@@ -38,7 +38,7 @@ fn a_frozen_random_model_is_the_trainable_one_in_bf16() {
 fn a_seed_is_a_model() {
     for family in families::all() {
         let config = family.model().config().clone();
-        let drawn = |seed| Model::random(config.clone(), cpu(), seed, Storage::Mapped).unwrap();
+        let drawn = |seed| Model::random(config.clone(), device(), seed, Storage::Mapped).unwrap();
         let (one, same, other) = (drawn(5), drawn(5), drawn(6));
         let all = |model: &Model| -> Vec<Vec<f32>> {
             let tensors = model.parameters().into_iter();

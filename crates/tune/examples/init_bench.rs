@@ -19,7 +19,6 @@ use common::{Anything, options, row};
 use lora_sb_data::{Example, Location};
 use lora_sb_kernels::linalg::{SvdOptions, truncated_svd};
 use lora_sb_kernels::{Accum, Cpu, DType, Elementwise, Generator, Linear, Memory, Stream, Tensor, heap};
-use lora_sb_model::memory::Footprint;
 use lora_sb_model::{LoadOptions, Model, Site, Storage};
 use lora_sb_tune::init::{Estimate, factorise, stream_gradients};
 use lora_sb_tune::method::lora_sb;
@@ -71,7 +70,7 @@ fn main() -> Result<(), Anything> {
     };
     let sites = model.sites();
     let plan = EstimatePlan {
-        footprint: Footprint::new(model.config(), dtype),
+        footprint: model.footprint(),
         adapter: &adapter,
         sites: &sites,
         size: EstimateSize::of(&examples, adapter.init.max_tokens),

@@ -176,7 +176,7 @@ fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 /// `basis basis^T probe`; basis `[rows, rank]`, probe `[rows, 3]`.
 fn project(basis: &[f32], probe: &[f32], rows: usize, rank: usize) -> Vec<f32> {
-    let kernels = cpu();
+    let kernels = device();
     let basis = kernels.from_f32(basis, &[rows, rank]).unwrap();
     let probe = kernels.from_f32(probe, &[rows, 3]).unwrap();
     let mut inner = kernels.empty(&[rank, 3]).unwrap();

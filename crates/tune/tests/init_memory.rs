@@ -5,7 +5,6 @@ mod training;
 
 use lora_sb_data::Example;
 use lora_sb_kernels::DType;
-use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Config, Model, Site, Storage};
 use lora_sb_tune::plan::{EstimatePlan, EstimateSize};
 use lora_sb_tune::{AdapterConfig, Bases, InitConfig, Method, Tuned};
@@ -20,7 +19,7 @@ fn model(dtype: DType) -> Model {
         "max_position_embeddings": 64, "tie_word_embeddings": false}}"#
     );
     let config = Config::from_json(json.as_bytes()).unwrap();
-    let mut model = Model::random(config, common::cpu(), 1, Storage::Trainable).unwrap();
+    let mut model = Model::random(config, common::device(), 1, Storage::Trainable).unwrap();
     model.set_dtype(dtype).unwrap();
     model
 }
@@ -38,7 +37,7 @@ fn plan<'a>(
     examples: &[Example],
 ) -> EstimatePlan<'a> {
     let size = EstimateSize::of(examples, adapter.init.max_tokens);
-    EstimatePlan { footprint: Footprint::new(model.config(), model.dtype()), adapter, sites, size }
+    EstimatePlan { footprint: model.footprint(), adapter, sites, size }
 }
 
 #[test]

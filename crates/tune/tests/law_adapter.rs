@@ -23,7 +23,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn law_other_sites_are_untouched() {
-    let kernels = cpu();
+    let kernels = device();
     for method in adapters() {
         let mut tuned = tiny_tuned(method);
         let outside = Projection::Query.of(7);

@@ -144,7 +144,7 @@ fn law_another_base_is_refused() {
     // The same shapes with other values.
     let moved = tempfile::tempdir().unwrap();
     merge::merge(moved.path(), &tuned, None).unwrap();
-    let model = Model::load(moved.path(), cpu(), Storage::Mapped).unwrap();
+    let model = Model::load(moved.path(), device(), Storage::Mapped).unwrap();
     assert!(matches!(native::load(dir.path(), model), Err(Error::BaseMismatch { .. })));
 }
 
@@ -154,7 +154,7 @@ fn law_a_merged_directory_is_the_tuned_model() {
         let dir = tempfile::tempdir().unwrap();
         let tuned = tiny_tuned(method);
         merge::merge(dir.path(), &tuned, None).unwrap();
-        let merged = Model::load(dir.path(), cpu(), Storage::Mapped).unwrap();
+        let merged = Model::load(dir.path(), device(), Storage::Mapped).unwrap();
         let (adapted, base) = both_logits(&tuned);
         assert_near(method.name(), &logits(&merged, &Frozen), &adapted, rounding(4 * 23 * 14));
         assert!(distance(&adapted, &base) > 0.1, "{method}: the adapter changes nothing");
@@ -170,7 +170,7 @@ fn law_a_merged_directory_holds_the_head() {
         merge::merge(dir.path(), &tuned, None).unwrap();
         let options =
             LoadOptions { task: Some(Task::Classification { labels: 3 }), seed: 9, ..LoadOptions::default() };
-        let merged = Model::load_with(dir.path(), cpu(), Storage::Mapped, options).unwrap();
+        let merged = Model::load_with(dir.path(), device(), Storage::Mapped, options).unwrap();
         assert_eq!(merged.warnings(), [""; 0]);
         let found = logits(&merged, &Frozen);
         assert_near(model_type, &found, &logits(&tuned.model, tuned.hook()), rounding(4 * 23 * 14));
@@ -183,7 +183,7 @@ fn law_a_merged_directory_holds_the_head() {
 fn law_the_base_type_is_kept_by_merging() {
     let (base, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     merge::merge(base.path(), &Tuned::full(tiny_model(2)).unwrap(), Some(SaveType::Bf16)).unwrap();
-    let mut model = Model::load(base.path(), cpu(), Storage::Mapped).unwrap();
+    let mut model = Model::load(base.path(), device(), Storage::Mapped).unwrap();
     model.prepare(64).unwrap();
     let tuned = Tuned::adapt(model, &config(Method::LoraSb), &tiny_examples(6), &mut |_| ()).unwrap();
     for (dtype, bytes) in [(None, 2), (Some(SaveType::F32), 4)] {
@@ -191,7 +191,7 @@ fn law_the_base_type_is_kept_by_merging() {
         let file = WeightFile::open(&out.path().join("model.safetensors")).unwrap();
         let view = file.get("model.layers.0.mlp.up_proj.weight").unwrap().unwrap();
         assert_eq!(view.dtype.size(), bytes);
-        let merged = Model::load(out.path(), cpu(), Storage::Mapped).unwrap();
+        let merged = Model::load(out.path(), device(), Storage::Mapped).unwrap();
         // bf16 weights are off by 2^-9 of themselves each, through two blocks.
         let tolerance = if bytes == 4 { rounding(4 * 23 * 14) } else { 0.05 };
         assert_near("logits", &logits(&merged, &Frozen), &logits(&tuned.model, tuned.hook()), tolerance);
@@ -203,7 +203,7 @@ fn law_nothing_is_written_over_the_base_or_mixed_with_it() {
     let (base, exported) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     save_base(base.path());
     let adapted = || {
-        let mut model = Model::load(base.path(), cpu(), Storage::Mapped).unwrap();
+        let mut model = Model::load(base.path(), device(), Storage::Mapped).unwrap();
         model.prepare(64).unwrap();
         Tuned::adapt(model, &config(Method::Lora), &[], &mut |_| ()).unwrap()
     };
@@ -243,7 +243,7 @@ fn law_a_mapped_base_gives_the_same_bits_as_an_owned_one() {
     let dir = tempfile::tempdir().unwrap();
     save_base(dir.path());
     let adapted = |storage| {
-        let mut model = Model::load(dir.path(), cpu(), storage).unwrap();
+        let mut model = Model::load(dir.path(), device(), storage).unwrap();
         model.prepare(64).unwrap();
         Tuned::adapt(model, &config(Method::LoraSb), &tiny_examples(6), &mut |_| ()).unwrap()
     };

@@ -1,7 +1,6 @@
 //! The layout that a plan chooses: it fits wherever it is accepted, and it is the cheapest that does.
 
-use lora_sb_kernels::DType;
-use lora_sb_model::memory::Footprint;
+use lora_sb_kernels::{DType, Place};
 use lora_sb_model::{Config, Recompute, Storage};
 use lora_sb_tune::config::GradientCheckpointing;
 use lora_sb_tune::plan::{
@@ -39,13 +38,16 @@ fn adapter(method: Method) -> AdapterConfig {
     }
 }
 
-/// Calls `check` with the request of a run by each of some methods, in both types.
+/// Calls `check` with the request of a run by each of some methods, in both types and both memories.
 fn for_each_run(check: impl Fn(&str, &MemoryRequest<'_>)) {
     let config = architecture();
     for method in [Method::LoraSb, Method::Lora, Method::Dora, Method::Full] {
         let adapter = adapter(method);
         let sites = adapter.target_modules.resolve(&config).unwrap();
-        for dtype in [DType::F32, DType::Bf16] {
+        for (dtype, place) in [DType::F32, DType::Bf16]
+            .into_iter()
+            .flat_map(|dtype| [(dtype, Place::Cpu), (dtype, Place::Cuda)])
+        {
             let batch = BatchSize { tokens: 613, labelled: 211 };
             let request = MemoryRequest {
                 config: &config,
@@ -57,15 +59,20 @@ fn for_each_run(check: impl Fn(&str, &MemoryRequest<'_>)) {
                 dtype,
                 recompute: Recompute::None,
                 loss_chunk: 1,
+                place,
                 train: BatchSize { tokens: 3701, labelled: 1009 },
                 evaluation: BatchSize { tokens: 401, labelled: 400 },
                 init: estimates_gradient(&adapter).then_some(EstimateSize { tokens: 1500, batch }),
                 ids: &[],
                 process: 5 << 20,
             };
-            check(&format!("{method} in {dtype}"), &request);
+            check(&format!("{method} in {dtype}, {place:?}"), &request);
         }
     }
+}
+
+fn usual_chunk(request: &MemoryRequest<'_>) -> usize {
+    request.place.loss_rows(request.config.vocab_size, request.config.hidden_size)
 }
 
 fn blocks(fitted: &Fitted) -> usize {
@@ -77,7 +84,7 @@ fn law_an_accepted_plan_is_within_its_limit_and_less_memory_never_costs_less_wor
     for_each_run(|what, request| {
         let fastest = fit(request, GradientCheckpointing::Auto, None, None).unwrap();
         assert_eq!((fastest.recompute, blocks(&fastest)), (Recompute::None, 0), "{what}");
-        assert_eq!(fastest.loss_chunk, Footprint::new(request.config, request.dtype).loss_chunk, "{what}");
+        assert_eq!(fastest.loss_chunk, usual_chunk(request), "{what}");
         let peak = fastest.memory.peak();
         let at_limit = fit(request, GradientCheckpointing::Auto, None, Some(peak)).unwrap();
         assert_eq!(at_limit, fastest, "{what}: a limit that is met is no limit");
@@ -127,7 +134,7 @@ fn law_no_cheaper_layout_would_have_fitted() {
             let Ok(found) = fit(request, GradientCheckpointing::Auto, None, Some(limit)) else { continue };
             let Some(fewer) = blocks(&found).checked_sub(1) else { continue };
             let recompute = if fewer == 0 { Recompute::None } else { Recompute::First(fewer) };
-            let loss_chunk = Footprint::new(request.config, request.dtype).loss_chunk;
+            let loss_chunk = usual_chunk(request);
             let cheaper = MemoryPlan::new(&MemoryRequest { recompute, loss_chunk, ..*request });
             assert!(cheaper.peak() > limit, "{what} at {percent} %");
         }

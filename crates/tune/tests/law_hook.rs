@@ -204,7 +204,7 @@ fn check(case: &Case, what: &str) {
 }
 
 fn check_by(case: &Case, entry: Entry, what: &str) {
-    let kernels = cpu();
+    let kernels = device();
     let kernels = kernels.as_ref();
     let (t, out, input) = case.sizes();
     let mut adapter = case.adapter(kernels);
@@ -330,7 +330,7 @@ fn computed(case: &Case, kernels: &dyn Kernels, dtype: DType) -> Vec<(String, Ve
 
 #[test]
 fn law_in_bf16_all_is_what_it_is_in_f32_but_for_the_rounding_of_operands() {
-    let kernels = cpu();
+    let kernels = device();
     let kernels = kernels.as_ref();
     // Operands: x or dy, A, B, R or its gradient's, W0, and what is made of x and dy on the way; each rounded by 2^-9 of
     // itself in the mean, all independently. Twice that is the largest of many.
@@ -351,7 +351,7 @@ fn law_in_bf16_all_is_what_it_is_in_f32_but_for_the_rounding_of_operands() {
 
 #[test]
 fn law_what_is_merged_is_what_is_computed() {
-    let kernels = cpu();
+    let kernels = device();
     let kernels = kernels.as_ref();
     for form in FORMS {
         let case = Case::new(form, (6, 13, 11, 3), true, 0.0, 6);
@@ -385,7 +385,7 @@ fn law_what_is_merged_is_what_is_computed() {
 
 #[test]
 fn law_dora_follows_what_the_optimizer_changes() {
-    let kernels = cpu();
+    let kernels = device();
     let kernels = kernels.as_ref();
     let mut case = Case::new(Form::Magnitude, (3, 7, 5, 2), false, 0.0, 8);
     let mut adapter = case.adapter(kernels);

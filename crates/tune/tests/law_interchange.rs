@@ -360,7 +360,7 @@ fn law_another_base_is_refused_where_the_file_tells() {
     let tuned = tiny_tuned(Method::LoraSb);
     export(dir.path(), &tuned);
     let other =
-        |seed| Model::random(tuned.model.config().clone(), cpu(), seed, lora_sb_model::Storage::Trainable);
+        |seed| Model::random(tuned.model.config().clone(), device(), seed, lora_sb_model::Storage::Trainable);
     let error = peft::import(dir.path(), other(12).unwrap()).unwrap_err();
     assert!(matches!(error, Error::BaseMismatch { .. }) && error.hint().is_some(), "{error}");
     // A foreign file says nothing of it, which is passed on.

@@ -200,7 +200,7 @@ struct Bent {
 impl Bent {
     /// `hA = s B^T g` and `hB = s g A^T`, adjusted.
     fn new(full: DMatrix<f64>, a: DMatrix<f64>, b: DMatrix<f64>, scale: f64) -> Bent {
-        let kernels = cpu();
+        let kernels = device();
         let upload = |matrix: &DMatrix<f64>| {
             let values: Vec<f32> = matrix.transpose().iter().map(|&value| value as f32).collect();
             kernels.from_f32(&values, &[matrix.nrows(), matrix.ncols()]).unwrap()

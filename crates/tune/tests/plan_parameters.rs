@@ -1,14 +1,15 @@
 //! Every parameter count of the literature that the program is held to, from `config.json` files alone.
 
-use std::path::Path;
+mod common;
 
+use common::device::root;
 use lora_sb_model::Config;
 use lora_sb_tune::plan::{ParameterReport, ParameterRow, ParameterTable};
 use lora_sb_tune::{Error, Method, Targets};
 
 /// The configuration of a published model, kept with the model's crate.
 fn config(name: &str) -> Config {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/configs").join(name);
+    let path = root().join("crates/model/tests/configs").join(name);
     let json = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     Config::from_json(&json).unwrap()
 }

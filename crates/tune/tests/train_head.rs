@@ -100,7 +100,7 @@ fn law_lora_sb_learns_a_toy_task_end_to_end() {
         assert!((loss / summary.last_eval.unwrap().eval_loss - 1.0).abs() < 1e-5);
 
         // The head is kept with the adapter, and puts itself in the place of another.
-        let other = Model::random(tuned.model.config().clone(), common::cpu(), 11, Storage::Trainable);
+        let other = Model::random(tuned.model.config().clone(), common::device(), 11, Storage::Trainable);
         let loaded = native::load(&summary.adapter.unwrap(), other.unwrap()).unwrap();
         assert_eq!(predictions(&loaded, &data.validation, 5).unwrap(), said);
         assert_eq!(loaded.head_parameters(), tuned.head_parameters());

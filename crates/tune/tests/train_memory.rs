@@ -19,7 +19,7 @@ fn model() -> Model {
     let json = br#"{"model_type": "llama", "vocab_size": 301, "hidden_size": 96, "intermediate_size": 250,
         "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
         "max_position_embeddings": 64, "tie_word_embeddings": false}"#;
-    Model::random(Config::from_json(json).unwrap(), common::cpu(), 1, Storage::Trainable).unwrap()
+    Model::random(Config::from_json(json).unwrap(), common::device(), 1, Storage::Trainable).unwrap()
 }
 
 /// The same for an encoder of three classes.
@@ -28,7 +28,7 @@ fn encoder() -> Model {
         "num_hidden_layers": 3, "num_attention_heads": 6, "max_position_embeddings": 64, "type_vocab_size": 1,
         "hidden_act": "gelu", "layer_norm_eps": 1e-5, "pad_token_id": 1,
         "id2label": {"0": "no", "1": "yes", "2": "perhaps"}}"#;
-    Model::random(Config::from_json(json).unwrap(), common::cpu(), 1, Storage::Trainable).unwrap()
+    Model::random(Config::from_json(json).unwrap(), common::device(), 1, Storage::Trainable).unwrap()
 }
 
 /// How far a plan may be off. The largest moments of an adapter and of the model are added up, wherever each is.
@@ -85,6 +85,7 @@ fn check(what: &str, model: Model, config: &AdapterConfig, examples: &[Example],
             dtype,
             recompute,
             loss_chunk,
+            place: kernels.place(),
             train: size(examples),
             evaluation: BatchSize::default(),
             init: estimated.then(|| EstimateSize::of(samples, config.init.max_tokens)),
@@ -114,7 +115,7 @@ fn check(what: &str, model: Model, config: &AdapterConfig, examples: &[Example],
 
 /// The same architecture with the same weights on a device that has counted nothing yet.
 fn again(model: &Model) -> Model {
-    Model::random(model.config().clone(), common::cpu(), 1, Storage::Trainable).unwrap()
+    Model::random(model.config().clone(), common::device(), 1, Storage::Trainable).unwrap()
 }
 
 #[test]

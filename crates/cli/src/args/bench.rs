@@ -1,11 +1,13 @@
 //! What `bench` takes.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use lora_sb_tune::config::{GradientCheckpointing, Precision};
 
 use super::choice::{self, MethodChoice};
+use crate::device::DeviceChoice;
 
 /// Where `--record` writes when no file is given: a file of the day in this folder.
 pub(crate) const RECORDS: &str = "records";
@@ -54,15 +56,9 @@ pub(crate) struct BenchArgs {
         help_heading = "Method"
     )]
     pub(crate) rank: usize,
-    /// What activations are held and multiplied in, as in `train`
-    #[arg(
-        long,
-        value_name = "TYPE",
-        value_parser = choice::precision(),
-        default_value = "f32",
-        help_heading = "Method"
-    )]
-    pub(crate) dtype: Precision,
+    /// What activations are held and multiplied in, as in `train` [default: f32, on a GPU bf16]
+    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), help_heading = "Method")]
+    pub(crate) dtype: Option<Precision>,
     /// Compute blocks again in the backward pass: true for all blocks, or a number
     #[arg(
         long,
@@ -90,7 +86,11 @@ pub(crate) struct BenchArgs {
     /// Time of the products that the steps are held against, before them and after them
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, help_heading = "Measuring")]
     pub(crate) product_seconds: f64,
-    /// Threads [default: all cores]
+    /// What computes: cpu, cuda:N for the GPU of that number, or auto for the first GPU that can be used and where there is
+    /// none the processor [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = "Measuring")]
+    pub(crate) device: Option<DeviceChoice>,
+    /// Threads of the processor [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Measuring")]
     pub(crate) threads: Option<usize>,
 

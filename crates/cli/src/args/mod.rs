@@ -8,11 +8,14 @@ mod choice;
 mod settings;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use lora_sb_model::SaveType;
 use lora_sb_tune::config::Precision;
 use lora_sb_tune::eval::Metric;
+
+use crate::device::DeviceChoice;
 
 pub(crate) use bench::{BenchArgs, RECORDS};
 pub(crate) use choice::{
@@ -114,7 +117,16 @@ underscores, as `rank = 64`. Exit codes: 0 done, 1 failed, 2 wrong arguments, 13
   lora-sb inspect lora-sb-run
   lora-sb inspect lora-sb-run --json")]
     Inspect(InspectArgs),
-    /// Measure training steps of a model or a preset: speed beside the processor's own, memory, time by operation
+    /// Show what this machine has to compute with, which device is taken, and whether it computes right
+    #[command(after_help = "Examples:
+  lora-sb doctor
+  lora-sb doctor --json
+
+A GPU needs NVIDIA's driver and nothing else. Its matrix products are those of cuBLASLt where that is found: in the \
+system's library path, a CUDA toolkit, a Python environment with PyTorch, or where the variable LORA_SB_CUBLASLT \
+says. Exit code 1: the device that would be taken does not work.")]
+    Doctor(DoctorArgs),
+    /// Measure training steps of a model or a preset: speed beside the device's own, memory, time by operation
     #[command(after_help = "Examples:
   lora-sb bench --model llama-160m --max-length 256 --dtype bf16
   lora-sb bench --model roberta-large --rank 24 --method lora
@@ -147,9 +159,9 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub(crate) adapter: Option<PathBuf>,
     /// What activations are held and multiplied in. bf16: what linear layers and attention read and write is bf16,
-    /// summed in f32; weights of another type are rounded to bf16 once
-    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), default_value = "f32", help_heading = "Model")]
-    pub(crate) dtype: Precision,
+    /// summed in f32; weights of another type are rounded to bf16 once [default: f32, on a GPU bf16]
+    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), help_heading = "Model")]
+    pub(crate) dtype: Option<Precision>,
     /// Text to continue
     #[arg(long, value_name = "TEXT", group = "what", help_heading = "Text")]
     pub(crate) prompt: Option<String>,
@@ -179,13 +191,17 @@ pub(crate) struct GenerateArgs {
     pub(crate) seed: u64,
 }
 
-/// Which model, on how many threads.
+/// Which model, and what computes it.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
     /// Directory of a Hugging Face model [default: the model of the adapter's run, or the built-in one]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub(crate) model: Option<PathBuf>,
-    /// Threads [default: all cores]
+    /// What computes: cpu, cuda:N for the GPU of that number, or auto for the first GPU that can be used and where there is
+    /// none the processor [default: auto; of merge and export, which compute little, cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = "Model")]
+    pub(crate) device: Option<DeviceChoice>,
+    /// Threads of the processor [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub(crate) threads: Option<usize>,
 }
@@ -204,9 +220,9 @@ pub(crate) struct PredictArgs {
     #[arg(long, value_name = "NAMES", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
     pub(crate) label_names: Option<Vec<String>>,
     /// What activations are held and multiplied in. bf16: what linear layers and attention read and write is bf16,
-    /// summed in f32; weights of another type are rounded to bf16 once
-    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), default_value = "f32", help_heading = "Model")]
-    pub(crate) dtype: Precision,
+    /// summed in f32; weights of another type are rounded to bf16 once [default: f32, on a GPU bf16]
+    #[arg(long, value_name = "TYPE", value_parser = choice::precision(), help_heading = "Model")]
+    pub(crate) dtype: Option<Precision>,
     /// Text to classify
     #[arg(long, value_name = "TEXT", group = "what", help_heading = "Text")]
     pub(crate) text: Option<String>,
@@ -308,6 +324,14 @@ pub(crate) struct AverageArgs {
 pub(crate) struct InspectArgs {
     /// Directory of a model, an adapter (native or PEFT), a checkpoint or a run
     pub(crate) dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `doctor` takes.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

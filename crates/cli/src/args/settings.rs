@@ -11,6 +11,7 @@ use lora_sb_tune::eval::Metric;
 use lora_sb_tune::optim::Scheduler;
 
 use super::choice::{self, BestMetric, InitConvention, InitEta, MethodChoice, ProblemType, Ranks};
+use crate::device::DeviceChoice;
 
 /// The settings of a run. All have defaults, which `plan` shows with the values of a given run.
 #[derive(Debug, Default, Args)]
@@ -30,7 +31,11 @@ pub(crate) struct SettingsArgs {
     /// Seed of every random draw [default: 42]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub(crate) seed: Option<u64>,
-    /// Threads; the results do not depend on it [default: all cores]
+    /// What computes: cpu, cuda:N for the GPU of that number, or auto for the first GPU that can be used and where there is
+    /// none the processor [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = "Run")]
+    pub(crate) device: Option<DeviceChoice>,
+    /// Threads of the processor; the results do not depend on it [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub(crate) threads: Option<usize>,
     /// Print only the result and errors
@@ -226,11 +231,11 @@ pub(crate) struct SettingsArgs {
 
     /// What activations are held and multiplied in. bf16: what linear layers and attention read and write is bf16,
     /// summed in f32; the residual stream, the loss, what is trained, its gradients and the optimizer's moments stay
-    /// f32; frozen weights are rounded to bf16 once, at load [default: f32]
+    /// f32; frozen weights are rounded to bf16 once, at load [default: f32, on a GPU bf16]
     #[arg(long, value_name = "TYPE", value_parser = choice::precision(), help_heading = "Speed and memory")]
     pub(crate) dtype: Option<Precision>,
-    /// The most memory that the process may take, as 4GiB or 800MiB: the run is laid out to fit, and not begun if it
-    /// cannot [default: what the system has free]
+    /// The most memory that the process may take, or of a GPU's, as 4GiB or 800MiB: the run is laid out to fit, and not
+    /// begun if it cannot [default: what the system or the GPU has free]
     #[arg(long, value_name = "SIZE", value_parser = choice::memory_limit, help_heading = "Speed and memory")]
     pub(crate) memory_limit: Option<ByteSize>,
     /// Compute blocks again in the backward pass: less memory, up to a third more work, the same bits. true: all
@@ -244,8 +249,8 @@ pub(crate) struct SettingsArgs {
         help_heading = "Speed and memory"
     )]
     pub(crate) gradient_checkpointing: Option<GradientCheckpointing>,
-    /// Tokens whose loss is computed together [default: as many as take 32 MiB, fewer where nothing else makes the run
-    /// fit]
+    /// Tokens whose loss is computed together [default: as many as take 32 MiB, on a GPU 256 MiB, fewer where nothing else
+    /// makes the run fit]
     #[arg(long, value_name = "ROWS", help_heading = "Speed and memory")]
     pub(crate) loss_chunk: Option<usize>,
 

@@ -1,4 +1,4 @@
-//! What the machine does at best: products on the model's own layers, and reading memory.
+//! What the device does at best: products on the model's own layers, and reading memory.
 
 use std::hint::black_box;
 
@@ -10,6 +10,8 @@ use crate::failure::Result;
 
 /// How long reading is measured, in seconds.
 const READ_SECONDS: f64 = 0.5;
+/// Products are asked for together until they take so long, so that the way to the device and back does not count.
+const LEAST_SECONDS: f64 = 2e-3;
 /// Bytes that are read: many times a processor's caches.
 const READ_BYTES: usize = 512 << 20;
 /// A layer counts as large from this share of the largest one on.
@@ -36,12 +38,18 @@ pub(crate) fn product_rate(
     }
     let (mut operations, mut taken) = (0.0, 0.0);
     for (x, weight, y) in &mut jobs {
-        let mut times = Vec::new();
-        let begun = clock.seconds();
-        while times.len() < 3 || clock.seconds() - begun < seconds / weights.len() as f64 {
+        let mut several = |count: usize| -> Result<f64> {
+            kernels.synchronize()?;
             let start = clock.seconds();
-            kernels.linear(x, weight, 1.0, Accum::Replace, y)?;
-            times.push(clock.seconds() - start);
+            (0..count).try_for_each(|_| kernels.linear(x, weight, 1.0, Accum::Replace, y))?;
+            kernels.synchronize()?;
+            Ok((clock.seconds() - start) / count as f64)
+        };
+        let first = several(1)?.min(several(1)?);
+        let together = (LEAST_SECONDS / first.max(f64::MIN_POSITIVE)).clamp(1.0, 1e3) as usize;
+        let (mut times, begun) = (Vec::new(), clock.seconds());
+        while times.len() < 3 || clock.seconds() - begun < seconds / weights.len() as f64 {
+            times.push(several(together)?);
         }
         times.sort_by(f64::total_cmp);
         taken += times[times.len() / 2];
@@ -73,16 +81,40 @@ fn random(kernels: &dyn Kernels, dtype: DType, shape: &[usize]) -> Result<Tensor
     Ok(tensor)
 }
 
-/// Bytes a second that `threads` threads read from memory, each a part of its own: the best pass.
-pub(crate) fn read_rate(threads: usize, clock: &dyn Clock) -> f64 {
+/// Bytes a second of the device's memory: those that the processor's threads read, each a part of its own, or that a GPU
+/// reads and writes where it copies. The best pass.
+pub(crate) fn memory_rate(kernels: &dyn Kernels, threads: usize, clock: &dyn Clock) -> Result<f64> {
+    if !kernels.place().is_host() {
+        return copy_rate(kernels, clock);
+    }
     let values = vec![1_u64; READ_BYTES / size_of::<u64>()];
     let part = values.len().div_ceil(threads.max(1));
     let sum = |part: &[u64]| black_box(part.iter().fold(0_u64, |sum, &value| sum.wrapping_add(value)));
+    let best = best_pass(clock, &mut || {
+        std::thread::scope(|scope| values.chunks(part).for_each(|part| drop(scope.spawn(move || sum(part)))));
+        Ok(())
+    })?;
+    Ok(READ_BYTES as f64 / best)
+}
+
+/// The same of a GPU: half of the bytes are read, half are written.
+fn copy_rate(kernels: &dyn Kernels, clock: &dyn Clock) -> Result<f64> {
+    let shape = [READ_BYTES / 2 / size_of::<f32>()];
+    let (from, mut to) = (kernels.zeros(&shape)?, kernels.empty(&shape)?);
+    let best = best_pass(clock, &mut || {
+        kernels.cast(&from, &mut to)?;
+        Ok(kernels.synchronize()?)
+    })?;
+    Ok(READ_BYTES as f64 / best)
+}
+
+/// Seconds of the shortest of several passes.
+fn best_pass(clock: &dyn Clock, pass: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     let (begun, mut best) = (clock.seconds(), f64::INFINITY);
     while best.is_infinite() || clock.seconds() - begun < READ_SECONDS {
         let start = clock.seconds();
-        std::thread::scope(|scope| values.chunks(part).for_each(|part| drop(scope.spawn(move || sum(part)))));
+        pass()?;
         best = best.min(clock.seconds() - start);
     }
-    READ_BYTES as f64 / best.max(f64::MIN_POSITIVE)
+    Ok(best.max(f64::MIN_POSITIVE))
 }

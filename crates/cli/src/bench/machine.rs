@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::base::all_cores;
+use crate::device::all_cores;
 use crate::display::{bytes, count};
 
 /// A machine, as far as it tells what it is.
@@ -16,30 +16,53 @@ pub(crate) struct Machine {
 const INSTRUCTIONS: [&str; 5] = ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd"];
 
 impl Machine {
-    /// This one; from `/proc` where there is one.
+    /// This one.
     pub(crate) fn this() -> Machine {
-        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-        Machine { described: described(&read("/proc/cpuinfo"), &read("/proc/meminfo"), all_cores()) }
+        Machine { described: Processor::this().described() }
     }
 }
 
-fn described(cpuinfo: &str, meminfo: &str, cores: usize) -> String {
-    let name = field(cpuinfo, "model name").unwrap_or(std::env::consts::ARCH);
-    let flags = field(cpuinfo, "flags").or_else(|| field(cpuinfo, "Features")).unwrap_or_default();
-    let known: Vec<&str> = INSTRUCTIONS
-        .into_iter()
-        .filter(|known| flags.split_whitespace().any(|flag| flag == *known))
-        .collect();
-    let mut text = format!("{name}, {}", count(cores, "core"));
-    if !known.is_empty() {
-        text += &format!(" ({})", known.join(", "));
+/// A processor and its memory.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Processor {
+    pub(crate) name: String,
+    /// Cores that this process may use.
+    pub(crate) cores: usize,
+    /// Those of [`INSTRUCTIONS`] that it has.
+    pub(crate) instructions: Vec<&'static str>,
+    /// Bytes of the machine's memory.
+    pub(crate) memory: Option<usize>,
+}
+
+impl Processor {
+    /// This machine's; from `/proc` where there is one.
+    pub(crate) fn this() -> Processor {
+        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+        Processor::of(&read("/proc/cpuinfo"), &read("/proc/meminfo"), all_cores())
     }
-    let memory =
-        field(meminfo, "MemTotal").and_then(|rest| rest.strip_suffix("kB")?.trim().parse::<usize>().ok());
-    if let Some(kibibytes) = memory {
-        text += &format!(", {}", bytes(kibibytes * 1024));
+
+    fn of(cpuinfo: &str, meminfo: &str, cores: usize) -> Processor {
+        let flags = field(cpuinfo, "flags").or_else(|| field(cpuinfo, "Features")).unwrap_or_default();
+        let has = |known: &&str| flags.split_whitespace().any(|flag| flag == *known);
+        let kibibytes = |rest: &str| rest.strip_suffix("kB")?.trim().parse::<usize>().ok();
+        Processor {
+            name: field(cpuinfo, "model name").unwrap_or(std::env::consts::ARCH).to_owned(),
+            cores,
+            instructions: INSTRUCTIONS.into_iter().filter(has).collect(),
+            memory: field(meminfo, "MemTotal").and_then(kibibytes).map(|kibibytes| kibibytes * 1024),
+        }
     }
-    text + ", " + std::env::consts::OS
+
+    fn described(&self) -> String {
+        let mut text = format!("{}, {}", self.name, count(self.cores, "core"));
+        if !self.instructions.is_empty() {
+            text += &format!(" ({})", self.instructions.join(", "));
+        }
+        if let Some(memory) = self.memory {
+            text += &format!(", {}", bytes(memory));
+        }
+        text + ", " + std::env::consts::OS
+    }
 }
 
 /// What stands behind a name and a colon.
@@ -140,9 +163,12 @@ mod tests {
     #[test]
     fn a_machine_says_what_it_is_or_nothing() {
         let cpuinfo = "processor\t: 0\nmodel name\t: A Processor\nflags\t\t: fpu avx2 avx512f avx512_bf16\n";
-        let text = described(cpuinfo, "MemTotal:       2097152 kB\n", 3);
+        let text = Processor::of(cpuinfo, "MemTotal:       2097152 kB\n", 3).described();
         let system = std::env::consts::OS;
         assert_eq!(text, format!("A Processor, 3 cores (avx2, avx512f, avx512_bf16), 2.00 GiB, {system}"));
-        assert_eq!(described("", "", 1), format!("{}, 1 core, {system}", std::env::consts::ARCH));
+        assert_eq!(
+            Processor::of("", "", 1).described(),
+            format!("{}, 1 core, {system}", std::env::consts::ARCH)
+        );
     }
 }

@@ -4,7 +4,7 @@ use lora_sb_data::Example;
 use lora_sb_kernels::{Generator, OpTime, Stream, Timed};
 use lora_sb_model::{Generation, Next, Parameter, Recompute, Sampling, generate};
 use lora_sb_tune::optim::{AdamW, clip_factor};
-use lora_sb_tune::train::{Clock, MicroBatches, gradients_of_step};
+use lora_sb_tune::train::{Clock, MicroBatches, StepGradients, gradients_of_step};
 use lora_sb_tune::{TrainConfig, Tuned};
 
 use super::batches::Batches;
@@ -22,13 +22,18 @@ pub(crate) struct Steps {
     pub(crate) losses: Vec<f64>,
     /// The share of the machine that other programs had meanwhile, where the system tells.
     pub(crate) taken_by_others: Option<f64>,
-    /// The time of all of them by operation, the longest first.
+    /// Seconds of each of the steps whose operations were counted: the same, or others where counting takes time.
+    pub(crate) counted: Vec<f64>,
+    /// The time of all of those by operation, the longest first.
     pub(crate) by_op: Vec<OpTime>,
     /// The same with products told apart by their weight.
     pub(crate) by_weight: Vec<OpTime>,
 }
 
 /// Trains on the batches as `train` does, the first `warmup` without measuring them.
+///
+/// A GPU's operations are waited for one by one where they are counted, and in a step nobody waits: there they are counted
+/// in steps of their own, on the same batches again.
 pub(crate) fn steps(
     tuned: &mut Tuned,
     batches: &Batches,
@@ -39,26 +44,43 @@ pub(crate) fn steps(
     clock: &dyn Clock,
 ) -> Result<Steps> {
     let mut optimizer = AdamW::new(tuned)?;
-    let mut found = Steps::default();
-    let mut began = None;
-    for (step, examples) in batches.steps.iter().enumerate() {
-        if step == warmup {
-            timed.reset();
-            began = ProcessorTime::now();
-        }
+    let kernels = tuned.model.kernels().clone();
+    let mut take = |step: usize, examples: &[Example]| -> Result<(f64, StepGradients)> {
+        kernels.synchronize()?;
         let start = clock.seconds();
         let examples: Vec<&Example> = examples.iter().collect();
         let micro = MicroBatches { size: examples.len(), recompute, seed: config.seed, step };
         let gradients = gradients_of_step(tuned, &examples, &micro)?;
         let scale = clip_factor(gradients.grad_norm, config.max_grad_norm);
         optimizer.step(tuned, config, config.learning_rate, scale)?;
+        kernels.synchronize()?;
+        Ok((clock.seconds() - start, gradients))
+    };
+    let apart = !kernels.place().is_host();
+    if apart {
+        timed.pause();
+    }
+    let (mut found, mut began) = (Steps::default(), None);
+    for (step, examples) in batches.steps.iter().enumerate() {
+        if step == warmup {
+            timed.reset();
+            began = ProcessorTime::now();
+        }
+        let (seconds, gradients) = take(step, examples)?;
         found.losses.push(gradients.loss);
         if step >= warmup {
-            found.seconds.push(clock.seconds() - start);
+            found.seconds.push(seconds);
             found.tokens.push(gradients.tokens);
         }
     }
     found.taken_by_others = ProcessorTime::now().zip(began).map(|(now, began)| now.taken_by_others(&began));
+    found.counted.clone_from(&found.seconds);
+    if apart {
+        timed.resume();
+        let again = batches.steps.iter().enumerate().skip(warmup);
+        let counted = again.map(|(step, examples)| Ok(take(step, examples)?.0));
+        found.counted = counted.collect::<Result<_>>()?;
+    }
     (found.by_op, found.by_weight) = (timed.report(), timed.report_by_weight());
     Ok(found)
 }

@@ -67,6 +67,19 @@ impl Decoding {
     }
 }
 
+/// The memory of the steps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Bytes of the process at its largest, where the system tells.
+    pub(crate) peak_process: Option<usize>,
+    /// Bytes of the device's own tensors at their largest.
+    pub(crate) peak_tensors: usize,
+    /// Bytes that a GPU's driver and libraries are planned with besides.
+    pub(crate) overhead: Option<usize>,
+    /// Bytes of all in the device's memory, as a plan adds them up.
+    pub(crate) planned: usize,
+}
+
 /// Everything that was measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
@@ -77,10 +90,7 @@ pub(crate) struct Outcome {
     pub(crate) ceiling: Ceiling,
     /// Seconds until the first step could begin.
     pub(crate) ready: f64,
-    /// Bytes of the process at its largest, where the system tells.
-    pub(crate) peak_process: Option<usize>,
-    /// Bytes of the device's own tensors at their largest while training.
-    pub(crate) peak_tensors: usize,
+    pub(crate) memory: Memory,
     pub(crate) decoding: Option<Decoding>,
 }
 
@@ -148,7 +158,8 @@ impl Outcome {
             "gflops": achieved.map(|rate| rate / 1e9),
             "ceiling_gflops": self.ceiling.best() / 1e9, "ceiling_before": self.ceiling.before / 1e9,
             "ceiling_after": self.ceiling.after / 1e9, "share": achieved.map(|rate| rate / self.ceiling.best()),
-            "peak_rss_bytes": self.peak_process, "peak_tensor_bytes": self.peak_tensors, "ready_s": self.ready,
+            "peak_rss_bytes": self.memory.peak_process, "peak_tensor_bytes": self.memory.peak_tensors,
+            "device_overhead_bytes": self.memory.overhead, "planned_bytes": self.memory.planned, "ready_s": self.ready,
             "losses": self.steps.losses, "taken_by_others": self.steps.taken_by_others,
             "ops": ops(&self.steps.by_op), "ops_by_weight": ops(&self.steps.by_weight),
             "outside_ops_s": self.outside_operations(),
@@ -162,7 +173,7 @@ impl Outcome {
 
     /// An operation's part of a step.
     fn op_json(&self, row: &OpTime) -> Value {
-        let steps = self.steps.seconds.len().max(1) as f64;
+        let steps = self.steps.counted.len().max(1) as f64;
         json!({
             "op": row.op, "weight": row.weight, "calls": row.calls as f64 / steps, "seconds": row.seconds / steps,
             "gflops": row.operations / row.seconds / 1e9, "gbytes_per_second": row.bytes / row.seconds / 1e9,
@@ -172,7 +183,12 @@ impl Outcome {
     /// Seconds of a step that no operation took: packing, bookkeeping, the clock.
     fn outside_operations(&self) -> f64 {
         let inside: f64 = self.steps.by_op.iter().map(|row| row.seconds).sum();
-        (self.seconds() - inside) / self.steps.seconds.len().max(1) as f64
+        (self.counted_seconds() - inside) / self.steps.counted.len().max(1) as f64
+    }
+
+    /// Seconds of all steps whose operations were counted.
+    fn counted_seconds(&self) -> f64 {
+        self.steps.counted.iter().sum()
     }
 
     /// What the numbers are about and the numbers, a line each.
@@ -221,21 +237,33 @@ impl Outcome {
 
     fn achieved_line(&self, rate: f64) -> String {
         let Ceiling { before, after, rows } = self.ceiling;
+        let (unit, name) = if self.ceiling.best() < 1e13 { (1e9, "GFLOP/s") } else { (1e12, "TFLOP/s") };
         format!(
-            "{:.0} GFLOP/s of necessary operations, {} of the product's own {:.0} ({:.0} before, {:.0} after, {rows} rows)",
-            rate / 1e9,
+            "{:.0} {name} of necessary operations, {} of the product's own {:.0} ({:.0} before, {:.0} after, {rows} rows)",
+            rate / unit,
             share(rate, self.ceiling.best()),
-            self.ceiling.best() / 1e9,
-            before / 1e9,
-            after / 1e9,
+            self.ceiling.best() / unit,
+            before / unit,
+            after / unit,
         )
     }
 
     fn memory_line(&self) -> String {
-        let tensors = format!("{} of the device's tensors", bytes(self.peak_tensors));
-        match self.peak_process {
-            Some(peak) => format!("{} at the process's peak, {tensors}", bytes(peak)),
-            None => format!("{tensors}; this system does not tell the process's peak"),
+        let Memory { peak_process, peak_tensors, overhead, planned } = self.memory;
+        let (tensors, planned) = (format!("{} of the device's tensors", bytes(peak_tensors)), bytes(planned));
+        match (overhead, peak_process) {
+            (Some(overhead), _) => {
+                format!(
+                    "{tensors} at their peak; with {} for the driver {planned} were planned",
+                    bytes(overhead)
+                )
+            }
+            (None, Some(peak)) => {
+                format!("{} at the process's peak, planned {planned}; {tensors}", bytes(peak))
+            }
+            (None, None) => {
+                format!("{tensors}, planned {planned}; this system does not tell the process's peak")
+            }
         }
     }
 
@@ -294,7 +322,7 @@ impl Outcome {
             op: "",
             weight: None,
             calls: 0,
-            seconds: self.outside_operations() * self.steps.seconds.len() as f64,
+            seconds: self.outside_operations() * self.steps.counted.len() as f64,
             operations: 0.0,
             bytes: 0.0,
         };
@@ -308,7 +336,7 @@ impl Outcome {
     }
 
     fn op_row(&self, name: String, row: &OpTime) -> Vec<String> {
-        let steps = self.steps.seconds.len().max(1) as f64;
+        let steps = self.steps.counted.len().max(1) as f64;
         let rate = |amount: f64| match amount {
             0.0 => "-".into(),
             _ => format!("{:.0}", amount / row.seconds / 1e9),
@@ -317,7 +345,7 @@ impl Outcome {
             name,
             format!("{:.0}", row.calls as f64 / steps),
             format!("{:.2}", 1e3 * row.seconds / steps),
-            share(row.seconds, self.seconds()),
+            share(row.seconds, self.counted_seconds()),
             rate(row.operations),
             rate(row.bytes),
         ]

@@ -71,24 +71,28 @@ fn has_weights(dir: &Path) -> bool {
     entries.flatten().any(|entry| entry.path().extension().is_some_and(|found| found == "safetensors"))
 }
 
-/// The model with an adapter of random factors on the modules that are adapted by default, and beside it the head that
-/// is trained by default; for full fine-tuning the model itself.
-///
-/// Nothing is factorised: whatever the factors hold, a step takes as long.
-pub(crate) fn adapted(model: Model, method: Method, rank: usize, seed: u64) -> Result<Tuned> {
-    if method == Method::Full {
-        return Ok(Tuned::full(model)?);
-    }
-    let config = AdapterConfig {
+/// An adapter on the modules that are adapted by default, and beside it the head that is trained by default.
+pub(crate) fn adapter_config(model: &Config, method: Method, rank: usize, seed: u64) -> AdapterConfig {
+    AdapterConfig {
         method,
         rank,
         lora_alpha: rank as f64,
         lora_dropout: 0.0,
-        target_modules: default_targets(model.config()),
+        target_modules: default_targets(model),
         init: InitConfig::NONE,
-        modules_to_save: head::default_modules(model.config()),
+        modules_to_save: head::default_modules(model),
         seed,
-    };
+    }
+}
+
+/// The model with an adapter of random factors; for full fine-tuning the model itself.
+///
+/// Nothing is factorised: whatever the factors hold, a step takes as long.
+pub(crate) fn adapted(model: Model, config: &AdapterConfig) -> Result<Tuned> {
+    let AdapterConfig { method, rank, seed, .. } = *config;
+    if method == Method::Full {
+        return Ok(Tuned::full(model)?);
+    }
     let sites = config.target_modules.resolve(model.config())?;
     check_rank(model.config(), &sites, method, rank)?;
     let kernels = model.kernels().clone();
@@ -106,7 +110,7 @@ pub(crate) fn adapted(model: Model, method: Method, rank: usize, seed: u64) -> R
         let Some(weight) = model.weight(parameter) else { continue };
         tensors.insert(model.name(parameter), kernels.to_owned_f32(weight)?);
     }
-    Ok(Tuned::restore(model, &config, tensors)?)
+    Ok(Tuned::restore(model, config, tensors)?)
 }
 
 /// The tensors that a method keeps at a site.

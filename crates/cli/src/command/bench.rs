@@ -8,16 +8,17 @@ use std::time::SystemTime;
 
 use lora_sb_data::Tokenizer;
 use lora_sb_kernels::Timed;
-use lora_sb_model::{Config, Model, Task};
+use lora_sb_model::{Config, Model, Parameter, Task};
 use lora_sb_tune::config::GradientCheckpointing;
 use lora_sb_tune::train::Clock;
 use lora_sb_tune::{Method, TrainConfig};
 
 use crate::args::{BenchArgs, MethodChoice, RECORDS};
-use crate::base;
-use crate::bench::{self, Batches, Ceiling, Decoding, Machine, Outcome, Setting, Subject};
+use crate::bench::{self, Batches, Ceiling, Decoding, Machine, Memory, Outcome, Setting, Subject};
+use crate::device::{Device, all_cores};
 use crate::display;
 use crate::failure::{Failure, Result};
+use crate::forecast::memory_in_use;
 use crate::progress::WallClock;
 use crate::report::peak_memory;
 
@@ -54,11 +55,15 @@ fn measure(arguments: &BenchArgs) -> Result<Outcome> {
     if let Some(file) = &arguments.write_batches {
         bench::write_batches(file, &batches)?;
     }
-    let threads = arguments.threads.unwrap_or_else(base::all_cores);
-    let device = base::device(Some(threads))?;
+    let threads = arguments.threads.unwrap_or_else(all_cores);
+    let opened = Device::open(arguments.device.unwrap_or_default(), Some(threads))?;
+    let dtype = arguments.dtype.unwrap_or_else(|| opened.precision()).dtype();
+    let device = opened.kernels;
+    let overhead = device.place().overhead_bytes();
+    let taken = overhead.unwrap_or_else(memory_in_use);
     let stopwatch = WallClock::start();
     let timed = Arc::new(Timed::new(Arc::clone(&device), Box::new(move || stopwatch.seconds())));
-    let (dtype, seed) = (arguments.dtype.dtype(), arguments.seed);
+    let seed = arguments.seed;
     let mut model = subject.load(timed.clone(), method, dtype, seed)?;
     model.prepare(batches.longest().max(arguments.decode.map_or(0, |tokens| bench::PROMPT + tokens)))?;
     let rows = batches.tokens_per_step().max(1);
@@ -67,17 +72,21 @@ fn measure(arguments: &BenchArgs) -> Result<Outcome> {
     let loaded = clock.seconds();
     let before = products(&model)?;
     let measuring = clock.seconds() - loaded;
-    let mut tuned = bench::adapted(model, method, arguments.rank, seed)?;
+    let file_element = model.weight(Parameter::Embedding).map_or(4, |weight| weight.dtype().size());
+    let adapter = bench::adapter_config(model.config(), method, arguments.rank, seed);
+    let mut tuned = bench::adapted(model, &adapter)?;
     device.reset_peak();
     let ready = clock.seconds() - measuring;
     let recompute = arguments.gradient_checkpointing.recompute();
     let steps = bench::steps(&mut tuned, &batches, arguments.warmup, &train, recompute, &timed, &clock)?;
     // What follows is not a part of training and would be in its peak.
     let (peak_process, peak_tensors) = (peak_memory(), device.usage().peak_bytes);
+    let planned = bench::planned(&tuned, &adapter, &batches, recompute, file_element, taken)?;
+    let memory = Memory { peak_process, peak_tensors, overhead, planned };
     let ceiling = Ceiling { before, after: products(&tuned.model)?, rows };
     let decode = |tokens| -> Result<Decoding> {
         let decoded = bench::decode(&tuned, tokens, &clock)?;
-        Ok(Decoding { decoded, read_rate: bench::read_rate(threads, &clock) })
+        Ok(Decoding { decoded, read_rate: bench::memory_rate(&*device, threads, &clock)? })
     };
     let decoding = arguments.decode.map(decode).transpose()?;
     let measured = batches.steps.iter().skip(arguments.warmup);
@@ -98,7 +107,7 @@ fn measure(arguments: &BenchArgs) -> Result<Outcome> {
         threads,
         machine: Machine::this(),
     };
-    Ok(Outcome { setting, steps, work, ceiling, ready, peak_process, peak_tensors, decoding })
+    Ok(Outcome { setting, steps, work, ceiling, ready, memory, decoding })
 }
 
 /// What the arguments ask for must be possible.

@@ -6,6 +6,7 @@ use lora_sb_tune::export::peft;
 
 use crate::args::ExportArgs;
 use crate::base::{self, Base};
+use crate::device::DeviceChoice;
 use crate::directory::{self, Loaded, Opened};
 use crate::display;
 use crate::failure::{Failure, Result};
@@ -13,7 +14,8 @@ use crate::failure::{Failure, Result};
 /// Runs the command.
 pub(crate) fn run(arguments: &ExportArgs) -> Result<ExitCode> {
     base::must_be_new(&arguments.out, "--out")?;
-    let Opened { loaded, base, .. } = directory::open(&arguments.source, Some(&arguments.adapter))?;
+    let Opened { loaded, base, .. } =
+        directory::open(&arguments.source, Some(&arguments.adapter), DeviceChoice::Cpu)?;
     let Loaded::Tuned(tuned) = &loaded else {
         return Err(Failure::new(format!(
             "{}: full fine-tuning has no adapter",

@@ -12,7 +12,8 @@ use lora_sb_tune::run::{Checkpoint, Metric, RunDirectory};
 use serde_json::{Map, Value, json};
 
 use crate::args::{InspectArgs, ModelArgs};
-use crate::base::{self, Base, Reading};
+use crate::base::{Base, Reading};
+use crate::device::{DeviceChoice, processor};
 use crate::directory::{self, Kind, Loaded};
 use crate::display::{self, bytes};
 use crate::failure::{Failure, Result};
@@ -80,7 +81,7 @@ fn facts(fields: Value) -> Facts {
 /// Loading it checks every tensor's name, shape and place.
 fn model(dir: &Path) -> Result<Facts> {
     let base = Base::Directory(dir.into());
-    let model = base.load(base::device(Some(1))?, Storage::Mapped, &Reading::default())?;
+    let model = base.load(processor(Some(1))?, Storage::Mapped, &Reading::default())?;
     let config = model.config();
     let vocabulary = match dir.join("tokenizer.json").exists() {
         true => json!(base.tokenizer()?.vocab_size()),
@@ -149,7 +150,8 @@ fn adapter(dir: &Path) -> Result<Facts> {
     }
     let checked = if found {
         // On its base every tensor is checked by name and shape.
-        let opened = directory::open(&ModelArgs { model: None, threads: Some(1) }, Some(dir))?;
+        let source = ModelArgs { model: None, device: None, threads: Some(1) };
+        let opened = directory::open(&source, Some(dir), DeviceChoice::Cpu)?;
         if let Loaded::Tuned(tuned) = &opened.loaded {
             told.insert("trained parameters".into(), json!(tuned.trained_parameters()));
             if tuned.head_parameters() > 0 {

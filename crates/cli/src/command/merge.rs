@@ -7,6 +7,7 @@ use lora_sb_tune::export::merge;
 
 use crate::args::MergeArgs;
 use crate::base;
+use crate::device::DeviceChoice;
 use crate::directory::{self, Loaded, Opened};
 use crate::display;
 use crate::failure::Result;
@@ -14,7 +15,8 @@ use crate::failure::Result;
 /// Runs the command.
 pub(crate) fn run(arguments: &MergeArgs) -> Result<ExitCode> {
     base::must_be_new(&arguments.out, "--out")?;
-    let Opened { loaded, base, adapter, .. } = directory::open(&arguments.source, Some(&arguments.adapter))?;
+    let Opened { loaded, base, adapter, .. } =
+        directory::open(&arguments.source, Some(&arguments.adapter), DeviceChoice::Cpu)?;
     match &loaded {
         Loaded::Tuned(tuned) => merge::merge(&arguments.out, tuned, arguments.dtype)?,
         // A fully fine-tuned run: its weights are a model already, perhaps wanted in another type.

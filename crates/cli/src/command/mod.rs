@@ -2,6 +2,7 @@
 
 pub(crate) mod average;
 pub(crate) mod bench;
+pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;

@@ -7,7 +7,6 @@ use serde_json::json;
 
 use super::table;
 use crate::args::SettingsArgs;
-use crate::base;
 use crate::config_file::Sources;
 use crate::display;
 use crate::failure::{Failure, Result};
@@ -42,7 +41,7 @@ pub(crate) fn run(settings: SettingsArgs, sources: Sources, json: bool) -> Resul
         return Ok(ExitCode::SUCCESS);
     }
     display::line(&format!("{}Run{:#}", display::HEADING, display::HEADING));
-    report::print_start(&resolved, &forecast, base::device(Some(resolved.threads))?.prefers());
+    report::print_start(&resolved, &forecast);
     display::heading("Memory");
     display::line(&forecast.memory_table());
     display::heading("Values and where they come from");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use lora_sb_data::Example;
 use lora_sb_model::Model;
@@ -10,12 +11,12 @@ use lora_sb_tune::eval::loss_of;
 use lora_sb_tune::export::merge;
 use lora_sb_tune::method::Kind;
 use lora_sb_tune::plan::estimates_gradient;
-use lora_sb_tune::run::{self, Checkpoint, RunDirectory};
+use lora_sb_tune::run::{self, Checkpoint, ResolvedPlan, RunDirectory};
 use lora_sb_tune::train::{HeadWarmup, Summary, train, warm_up_head};
 use lora_sb_tune::{AdapterConfig, Bases, Method, Tuned};
 
 use crate::args::SettingsArgs;
-use crate::base::{self, Reading};
+use crate::base::Reading;
 use crate::config_file::{Layer, Sources, merge as merge_layers};
 use crate::display;
 use crate::embedded;
@@ -106,11 +107,9 @@ impl Session {
     /// Loads the model, checks what can be checked, makes or opens the directory, and says what will be done.
     fn open(mut resolved: Resolved, checkpoint: Option<&Checkpoint>, shown: Shown) -> Result<Self> {
         let forecast = Forecast::new(&mut resolved)?;
-        let Resolved { base, adapter, plan, train, .. } = &resolved;
-        let kernels = base::device(Some(resolved.threads))?;
-        let prefers = kernels.prefers();
+        let Resolved { base, adapter, plan, train, device, .. } = &resolved;
         let reading = Reading { dtype: train.dtype, ..Reading::of_plan(plan) };
-        let mut model = base.load(kernels, storage(adapter.method), &reading)?;
+        let mut model = base.load(Arc::clone(&device.kernels), storage(adapter.method), &reading)?;
         if let Some(rows) = train.loss_chunk {
             model.set_loss_chunk(rows);
         }
@@ -123,12 +122,11 @@ impl Session {
         }
         let run = match checkpoint {
             None => RunDirectory::create(&resolved.output_dir, plan.clone())?,
-            Some(_) => RunDirectory::open(&resolved.output_dir, plan.clone())
-                .map_err(|error| Failure::from(error).hint(CHANGED_PLAN))?,
+            Some(_) => resumed(&resolved.output_dir, plan)?,
         };
         let progress = Progress::new(shown, &resolved);
         if shown != Shown::Nothing {
-            report::print_start(&resolved, &forecast, prefers);
+            report::print_start(&resolved, &forecast);
             display::line("");
         }
         if let Some(checkpoint) = checkpoint {
@@ -297,6 +295,20 @@ impl Session {
 /// Whether an adapter begins away from the base model.
 fn starts_elsewhere(adapter: &AdapterConfig) -> bool {
     adapter.method.kind() == Kind::Latent && matches!(adapter.init.bases, Bases::Sb | Bases::SbGradient)
+}
+
+/// The run of a directory, to go on with it. Another kind of device than it began on rounds otherwise, which is allowed and
+/// said.
+fn resumed(dir: &Path, plan: &ResolvedPlan) -> Result<RunDirectory> {
+    let device = |plan: &ResolvedPlan| Some(plan.values.get("device")?.value.as_str()?.to_owned());
+    let kind = |device: &str| device.split(':').next().unwrap_or_default().to_owned();
+    let (before, now) = (device(&RunDirectory::read_plan(dir)?), device(plan));
+    if let Some((before, now)) = before.zip(now).filter(|(before, now)| kind(before) != kind(now)) {
+        display::warn(&format!(
+            "the run began on {before} and goes on on {now}: its result is not that of a run without interruption to the last bit"
+        ));
+    }
+    RunDirectory::open(dir, plan.clone()).map_err(|error| Failure::from(error).hint(CHANGED_PLAN))
 }
 
 const CHANGED_PLAN: &str = "resume with the same settings (those that are not given are taken from the run), or start a \

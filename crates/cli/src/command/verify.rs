@@ -7,7 +7,7 @@ use lora_sb_tune::export::verify::{Verification, random_sequences, verify};
 use serde_json::json;
 
 use crate::args::VerifyArgs;
-use crate::base;
+use crate::device::DeviceChoice;
 use crate::directory::{self, Kind, Loaded, Opened};
 use crate::display::{self, number};
 use crate::failure::{Failure, Result};
@@ -23,13 +23,13 @@ pub(crate) fn run(arguments: &VerifyArgs) -> Result<ExitCode> {
         return Err(Failure::new(format!("{}: expected a PEFT directory or a model", exported.display()))
             .hint("verify reads what `lora-sb export` and `lora-sb merge` write"));
     }
-    let Opened { loaded, base, reading, .. } = directory::open(source, Some(adapter))?;
+    let Opened { loaded, base, reading, .. } = directory::open(source, Some(adapter), DeviceChoice::Auto)?;
     let Loaded::Tuned(tuned) = loaded else {
         return Err(Failure::new(format!("{}: full fine-tuning has no adapter", adapter.display()))
             .hint("its model directory is the result itself; there is nothing to compare it with"));
     };
     let mut fresh = match kind {
-        Kind::Peft => Some(base.load(base::device(source.threads)?, Storage::Mapped, &reading)?),
+        Kind::Peft => Some(base.load(tuned.model.kernels().clone(), Storage::Mapped, &reading)?),
         _ => None,
     };
     let sequences = random_sequences(tuned.model.config(), SEED);

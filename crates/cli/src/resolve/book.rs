@@ -11,6 +11,7 @@ use super::longest_text;
 use crate::args::{BestMetric, SettingsArgs};
 use crate::base::Base;
 use crate::config_file::Sources;
+use crate::device::Device;
 use crate::embedded;
 use crate::failure::{Failure, Result};
 
@@ -65,6 +66,14 @@ impl Book {
         Ok(base)
     }
 
+    /// What computes the run.
+    pub(super) fn device(&mut self, settings: &SettingsArgs) -> Result<Device> {
+        let device = Device::open(settings.device.unwrap_or_default(), settings.threads)?;
+        let reason = device.reason.as_deref().unwrap_or_default();
+        self.set("device", device.choice.to_string(), &format!("auto: {reason}"));
+        Ok(device)
+    }
+
     /// Refuses settings that were given and that the model has no use for.
     pub(super) fn check_use(&self, settings: &SettingsArgs, model: &Config) -> Result<()> {
         let family = model.family.model_type();
@@ -93,8 +102,13 @@ impl Book {
         settings: &SettingsArgs,
         method: Method,
         model: &Config,
+        device: &Device,
     ) -> Result<TrainConfig> {
-        let mut config = TrainConfig::defaults_for(method, model.task);
+        let defaults = TrainConfig::defaults_for(method, model.task);
+        let mut config = TrainConfig { dtype: device.precision(), ..defaults.clone() };
+        if config.dtype != defaults.dtype {
+            self.derived("dtype", format!("what {} multiplies fastest", device.choice));
+        }
         macro_rules! given {
             ($($field:ident),*) => { $( if let Some(value) = settings.$field { config.$field = value; } )* };
         }

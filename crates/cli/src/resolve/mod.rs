@@ -21,6 +21,7 @@ use lora_sb_tune::{AdapterConfig, Method, TrainConfig, head};
 use crate::args::{MethodChoice, Ranks, SettingsArgs};
 use crate::base::{self, Base};
 use crate::config_file::Sources;
+use crate::device::{Device, all_cores};
 use crate::failure::{Failure, Result};
 pub(crate) use adapter::{default_targets, list};
 use book::Book;
@@ -55,8 +56,8 @@ pub(crate) struct Resolved {
     pub(crate) metrics: Vec<Metric>,
     /// Where it is written.
     pub(crate) output_dir: PathBuf,
-    /// Threads.
-    pub(crate) threads: usize,
+    /// What computes it.
+    pub(crate) device: Device,
     /// The text whose continuation is shown.
     pub(crate) sample_prompt: Option<String>,
     /// Every value with its source.
@@ -94,7 +95,8 @@ pub(crate) fn resolve(settings: SettingsArgs, sources: Sources) -> Result<Resolv
     if let Some(file) = &settings.chat_template {
         tokenizer.load_chat_template(file)?;
     }
-    let train = book.train_config(&settings, method, &model)?;
+    let device = book.device(&settings)?;
+    let train = book.train_config(&settings, method, &model, &device)?;
     let read = match model.task {
         Task::LanguageModel => book.text(&settings, &base, &tokenizer, &train)?,
         Task::Classification { .. } | Task::Regression => {
@@ -115,9 +117,8 @@ pub(crate) fn resolve(settings: SettingsArgs, sources: Sources) -> Result<Resolv
     let adapter = book.adapter_config(&settings, (method, rank), &train, &data, &model)?;
     adapter.validate()?;
     let head_warmup_steps = book.head_warmup(&settings, &adapter, &model)?;
-    let threads = settings.threads.unwrap_or_else(base::all_cores);
     let output_dir = output_dir(&settings);
-    book.set("threads", threads, "all cores");
+    book.set("threads", settings.threads.unwrap_or_else(all_cores), "all cores");
     book.set("output_dir", base::absolute(&output_dir), "default");
     let mut warnings = Vec::new();
     if longest > longest_text(&model) {
@@ -144,7 +145,7 @@ pub(crate) fn resolve(settings: SettingsArgs, sources: Sources) -> Result<Resolv
         head_warmup_steps,
         metrics,
         output_dir,
-        threads,
+        device,
         sample_prompt: settings.sample_prompt,
         plan,
         warnings,

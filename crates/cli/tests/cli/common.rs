@@ -110,6 +110,8 @@ impl Workshop {
         command
             .current_dir(self.dir.path())
             .args(arguments)
+            // What is expected is what the processor does, on machines with a GPU, too.
+            .env("CUDA_VISIBLE_DEVICES", "")
             .env_remove("NO_COLOR")
             .env_remove("CLICOLOR_FORCE");
         command

@@ -3,6 +3,8 @@
 mod bad_input;
 mod bench;
 mod common;
+mod device;
+mod doctor;
 mod encoder;
 mod end_to_end;
 mod generation;

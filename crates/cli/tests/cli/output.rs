@@ -35,6 +35,7 @@ fn a_result_that_cannot_be_written_is_a_failure() {
         "plan --model model --method all --rank 4",
         "plan --model model --method all --rank 4 --json",
         "inspect model --json",
+        "doctor --json",
     ] {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let words: Vec<&str> = arguments.split_whitespace().collect();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use self::team::Team;
 use crate::buffer::{Buffer, Floats, Recycler, words};
-use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
+use crate::{DType, Error, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// More threads than any processor has. A system that has no room for a thread's stack may end the whole process instead
 /// of refusing to start it.
@@ -119,6 +119,10 @@ impl Memory for Cpu {
         check_count("write_f32", values.len(), tensor.shape())?;
         tensor.floats_mut("write_f32", "tensor")?.replace(|out| out.copy_from_slice(values));
         Ok(())
+    }
+
+    fn place(&self) -> Place {
+        Place::Cpu
     }
 
     fn usage(&self) -> Usage {

@@ -7,6 +7,7 @@ use std::ffi::c_void;
 use std::fmt;
 
 use super::blas::Blas;
+use super::module::Kernel;
 
 /// A call of the driver that failed.
 #[derive(Clone, Debug)]
@@ -47,9 +48,7 @@ pub struct Gpu {
 
 /// A kernel's launch; the arguments are in the order of its parameters and each points at a value of the parameter's size.
 pub(crate) struct Start<'a> {
-    /// Which file it is in: an index into [`MODULES`](super::module::MODULES).
-    pub(crate) module: usize,
-    pub(crate) kernel: &'static str,
+    pub(crate) kernel: &'static Kernel,
     /// Blocks along x, y and z.
     pub(crate) grid: [u32; 3],
     /// Threads of a block, along x.
@@ -103,6 +102,11 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     #[expect(unsafe_code, reason = "a contract that the compiler cannot check")]
     unsafe fn launch(&self, start: Start<'_>) -> Outcome;
 
+    /// Makes a kernel ready to be launched, which its first launch does where nobody asked.
+    fn prepare(&self, _kernel: &'static Kernel) -> Outcome {
+        Ok(())
+    }
+
     /// Waits until everything is done.
     fn synchronize(&self) -> Outcome;
 
@@ -111,4 +115,9 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// The vendor's matrix products, where they were found.
     fn blas(&self) -> Option<&dyn Blas>;
+
+    /// Why there are none, where something is known.
+    fn without_blas(&self) -> Option<&str> {
+        None
+    }
 }

@@ -92,6 +92,9 @@ impl Launch {
 /// The most blocks along y and z; along x there may be 2^31 - 1.
 const MOST_BLOCKS: usize = 65_535;
 
+/// The most parameters that a kernel has.
+const MOST_ARGUMENTS: usize = 32;
+
 /// Threads of a block where a kernel has no reason for another number.
 pub(crate) const THREADS: u32 = 256;
 
@@ -145,26 +148,27 @@ impl Cuda {
             return Ok(());
         }
         let found = module::kernel(kernel).ok_or_else(|| failed("is in no embedded module".into()))?;
-        let values: Vec<([u64; 2], usize)> = arguments.iter().map(|argument| argument.bytes()).collect();
-        if !values.iter().map(|value| value.1).eq(found.parameters.iter().copied()) {
-            let sizes: Vec<usize> = values.iter().map(|value| value.1).collect();
-            return Err(failed(format!(
-                "arguments of {sizes:?} bytes for parameters of {:?}",
-                found.parameters
-            )));
+        let sizes = || arguments.iter().map(|argument| argument.bytes().1);
+        if !sizes().eq(found.parameters.iter().copied()) || arguments.len() > MOST_ARGUMENTS {
+            let (sizes, parameters) = (sizes().collect::<Vec<_>>(), &found.parameters);
+            return Err(failed(format!("arguments of {sizes:?} bytes for parameters of {parameters:?}")));
+        }
+        // On the stack: thousands of kernels are launched in a second.
+        let (mut values, mut pointers) = ([[0; 2]; MOST_ARGUMENTS], [std::ptr::null_mut(); MOST_ARGUMENTS]);
+        for ((argument, value), pointer) in arguments.iter().zip(&mut values).zip(&mut pointers) {
+            *value = argument.bytes().0;
+            *pointer = value.as_mut_ptr().cast::<c_void>();
         }
         let [x, y, z] = launch.grid;
         if x > i32::MAX as usize || y > MOST_BLOCKS || z > MOST_BLOCKS {
             return Err(failed(format!("{:?} blocks are more than a GPU takes at once", launch.grid)));
         }
-        let pointers = values.iter().map(|value| value.0.as_ptr().cast::<c_void>().cast_mut());
         let start = Start {
-            module: found.module,
-            kernel,
+            kernel: found,
             grid: [x as u32, y as u32, z as u32],
             threads: launch.threads,
             shared_bytes: launch.shared_bytes as u32,
-            arguments: &mut pointers.collect::<Vec<_>>(),
+            arguments: &mut pointers[..arguments.len()],
         };
         #[expect(unsafe_code, reason = "a kernel reads and writes what it is given the address of")]
         // SAFETY: each argument points at a value of its parameter's size; the operation has checked that its tensors are

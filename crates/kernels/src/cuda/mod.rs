@@ -10,30 +10,47 @@ mod emulator;
 pub(crate) mod launch;
 pub(crate) mod memory;
 pub mod module;
+mod nvidia;
+mod probe;
 pub(crate) mod row;
+pub(crate) mod sizes;
 
 use std::sync::Arc;
 
+use self::driver::Driver;
 pub use self::driver::Gpu;
 #[cfg(feature = "emulator")]
 pub use self::emulator::ThreadOrder;
-use self::driver::Driver;
 use self::launch::DeviceFloats;
 use self::memory::{DeviceMemory, Storage};
+pub use self::probe::{Candidate, Problem, Products, Report, probe};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
-use crate::{DType, Error, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
+use crate::op::attention;
+use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// A GPU.
 #[derive(Debug)]
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    pub(crate) attention: attention::cuda::work::Tables,
 }
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver }
+        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
+    }
+
+    /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.
+    ///
+    /// # Errors
+    /// Where the kernels do not compile.
+    pub fn stand_in() -> Result<Option<Cuda>> {
+        #[cfg(feature = "emulator")]
+        return Cuda::emulated(ThreadOrder::Forward);
+        #[cfg(not(feature = "emulator"))]
+        Ok(None)
     }
 
     /// The GPU itself.
@@ -47,6 +64,29 @@ impl Cuda {
     /// Where the driver does not say.
     pub fn free_bytes(&self) -> Result<usize> {
         self.driver.free_bytes().map_err(|failure| driver_error("memory", &failure))
+    }
+
+    /// Who computes matrix products: the vendor's library, as `cuBLASLt 12.4.5`, or why it does not and the kernels of this
+    /// crate do.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn products(&self) -> Result<String, String> {
+        let reason = || self.driver.without_blas().unwrap_or("the driver has none").to_owned();
+        self.driver.blas().map(|blas| blas.name()).ok_or_else(reason)
+    }
+
+    /// Makes all kernels ready, each module compiled for the GPU where the driver has not kept it; how many there are.
+    /// Otherwise a kernel's first launch does that.
+    ///
+    /// # Errors
+    /// Where the driver's compiler refuses one.
+    pub fn prepare(&self) -> Result<usize> {
+        let kernels = module::all();
+        for kernel in kernels.values() {
+            self.driver.prepare(kernel).map_err(|failure| driver_error(kernel.name, &failure))?;
+        }
+        Ok(kernels.len())
     }
 
     /// Elements of a tensor of any floating type on this device.
@@ -67,8 +107,12 @@ impl Cuda {
     ) -> Result<DeviceFloats> {
         let floats = self.floats(op, operand, x)?;
         match (&x.buffer, floats.dtype) {
-            (Buffer::Cuda(DeviceBuffer { origin: Origin::Device, .. }), DType::F32 | DType::Bf16) => Ok(floats),
-            (_, found) => Err(Error::Type { op, operand, found, expected: "f32 or bf16 that is not a file's" }),
+            (Buffer::Cuda(DeviceBuffer { origin: Origin::Device, .. }), DType::F32 | DType::Bf16) => {
+                Ok(floats)
+            }
+            (_, found) => {
+                Err(Error::Type { op, operand, found, expected: "f32 or bf16 that is not a file's" })
+            }
         }
     }
 
@@ -117,7 +161,12 @@ impl Cuda {
     }
 
     /// Copies values to a place on the device.
-    pub(crate) fn upload<T: bytemuck::NoUninit>(&self, op: &'static str, to: &Storage, values: &[T]) -> Result<()> {
+    pub(crate) fn upload<T: bytemuck::NoUninit>(
+        &self,
+        op: &'static str,
+        to: &Storage,
+        values: &[T],
+    ) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         assert!(bytes.len() <= to.bytes(), "{op}: {} bytes into {}", bytes.len(), to.bytes());
         if bytes.is_empty() {
@@ -294,6 +343,21 @@ impl Memory for Cuda {
         let mut rounded = vec![half::bf16::ZERO; values.len()];
         rounded.convert_from_f32_slice(values);
         self.upload(op, storage, &rounded)
+    }
+
+    /// Cast on the device: the host sees nothing of it.
+    fn to_owned_f32(&self, tensor: &Tensor) -> Result<Tensor> {
+        let mut owned = self.empty(tensor.shape())?;
+        self.cast(tensor, &mut owned)?;
+        Ok(owned)
+    }
+
+    fn place(&self) -> Place {
+        Place::Cuda
+    }
+
+    fn available_bytes(&self) -> Result<Option<usize>> {
+        self.free_bytes().map(Some)
     }
 
     fn usage(&self) -> Usage {

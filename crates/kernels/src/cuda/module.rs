@@ -30,6 +30,10 @@ macro_rules! modules {
 modules! {
     "activation": "op/activation/activation.cu",
     "adamw": "op/adamw/adamw.cu",
+    "attention_backward_keys": "op/attention/backward_keys.cu",
+    "attention_backward_queries": "op/attention/backward_queries.cu",
+    "attention_forward": "op/attention/forward.cu",
+    "attention_plain": "op/attention/plain.cu",
     "bias": "op/bias/bias.cu",
     "channel": "op/channel/channel.cu",
     "cross_entropy": "op/cross_entropy/cross_entropy.cu",
@@ -40,6 +44,7 @@ modules! {
     "gated_activation": "op/gated_activation/gated_activation.cu",
     "gemm_bf16": "op/linear/gemm_bf16.cu",
     "gemm_f32": "op/linear/gemm_f32.cu",
+    "latent": "op/linear_group/latent.cu",
     "layer_norm": "op/layer_norm/layer_norm.cu",
     "reduce": "op/reduce/reduce.cu",
     "rms_norm": "op/rms_norm/rms_norm.cu",
@@ -55,15 +60,22 @@ pub struct Kernel {
     pub name: &'static str,
     /// Its module's place in [`MODULES`].
     pub module: usize,
+    /// Its own place in its module.
+    pub index: usize,
     /// Bytes of each parameter.
     pub parameters: Vec<usize>,
 }
 
 /// The kernel of a name.
 pub(crate) fn kernel(name: &str) -> Option<&'static Kernel> {
+    all().get(name)
+}
+
+/// All kernels by their names.
+pub(crate) fn all() -> &'static BTreeMap<&'static str, Kernel> {
     static KERNELS: OnceLock<BTreeMap<&'static str, Kernel>> = OnceLock::new();
     let read = || (0..MODULES.len()).flat_map(kernels);
-    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect()).get(name)
+    KERNELS.get_or_init(|| read().map(|kernel| (kernel.name, kernel)).collect())
 }
 
 /// The kernels of a module, by its place in [`MODULES`].
@@ -72,13 +84,13 @@ pub fn kernels(module: usize) -> impl Iterator<Item = Kernel> {
 }
 
 /// The kernels that a module's PTX declares.
-fn kernels_of(module: usize, ptx: &'static str) -> impl Iterator<Item = Kernel> {
+pub(crate) fn kernels_of(module: usize, ptx: &'static str) -> impl Iterator<Item = Kernel> {
     let entries = ptx.split(".entry ").skip(1);
-    entries.filter_map(move |entry| {
+    entries.enumerate().filter_map(move |(index, entry)| {
         let (name, rest) = entry.split_once('(')?;
         let (parameters, _) = rest.split_once(')')?;
         let parameters = parameters.split(',').filter_map(parameter_bytes).collect();
-        Some(Kernel { name: name.trim(), module, parameters })
+        Some(Kernel { name: name.trim(), module, index, parameters })
     })
 }
 
@@ -102,7 +114,7 @@ mod tests {
     fn parameters_of_an_entry() {
         let ptx = ".visible .entry add(\n\t.param .u64 add_param_0,\n\t.param .align 8 .b8 add_param_1[16],\n\t.param .f32 x\n)\n{\n}\n.entry none()\n{}";
         let found: Vec<Kernel> = kernels_of(3, ptx).collect();
-        assert_eq!(found[0], Kernel { name: "add", module: 3, parameters: vec![8, 16, 4] });
+        assert_eq!(found[0], Kernel { name: "add", module: 3, index: 0, parameters: vec![8, 16, 4] });
         assert_eq!(found[1].parameters, Vec::<usize>::new());
     }
 }

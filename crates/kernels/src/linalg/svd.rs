@@ -3,10 +3,7 @@
 use super::dense::{Square, combine, dense_svd};
 use super::operator::{Filter, Operator, Polynomial, Ritz, Side, filter_block, rows};
 use super::orthonormal::{orthonormalise, random_rows};
-use crate::{
-    Accum, DType, Error, Generator, Kernels, Result, Tensor, allocated_bytes, product_scratch_bytes,
-    product_scratch_bytes_of, shape,
-};
+use crate::{Accum, DType, Error, Generator, Kernels, Place, Result, Tensor, shape};
 
 const OP: &str = "truncated_svd";
 
@@ -115,19 +112,22 @@ pub fn truncated_svd(
 
 /// Bytes that [`truncated_svd`] of a matrix `[m, n]` of a type takes at its largest, beside the matrix itself: the Gram
 /// matrix of the smaller side, the block's vectors in their various states, and what one product packs.
-pub fn truncated_svd_bytes(dtype: DType, (m, n): (usize, usize), rank: usize, options: &SvdOptions) -> usize {
+pub fn truncated_svd_bytes(
+    place: Place,
+    dtype: DType,
+    (m, n): (usize, usize),
+    rank: usize,
+    options: &SvdOptions,
+) -> usize {
     let (small, large) = (m.min(n), m.max(n));
     let block = block_size(small, rank, options);
-    let rows = |count: usize, width: usize| allocated_bytes(count * width);
-    let squaring = product_scratch_bytes_of(dtype, small, small, large);
+    let rows = |count: usize, width: usize| place.bytes(count * width);
+    let product = |m, n, k| place.product_scratch_bytes((DType::F32, dtype), m, n, k);
+    let squaring = place.product_scratch_bytes((dtype, dtype), small, small, large);
     // Basis, images, both rotated, residuals; the rotation and its like are `[k, k]`.
-    let ritz = 5 * rows(block, small)
-        + 2 * rows(block, block)
-        + product_scratch_bytes(block, small, block.max(small));
-    let last = 2 * rows(block, small)
-        + 2 * rows(rank, small)
-        + 2 * rows(rank, large)
-        + product_scratch_bytes(rank, large, small);
+    let ritz = 5 * rows(block, small) + 2 * rows(block, block) + product(block, small, block.max(small));
+    let last =
+        2 * rows(block, small) + 2 * rows(rank, small) + 2 * rows(rank, large) + product(rank, large, small);
     rows(small, small) + squaring.max(ritz).max(last)
 }
 

@@ -8,10 +8,11 @@ mod cost;
 mod operations;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use self::cost::Cost;
-use crate::{DType, Kernels, Memory, Result, SharedBytes, Tensor, Usage};
+use crate::{DType, Kernels, Memory, Place, Result, SharedBytes, Tensor, Usage};
 
 /// Seconds since some fixed moment.
 pub type Stopwatch = dyn Fn() -> f64 + Send + Sync;
@@ -24,6 +25,7 @@ pub struct Timed {
     inner: Arc<dyn Kernels>,
     clock: Box<Stopwatch>,
     rows: Mutex<BTreeMap<Key, OpTime>>,
+    paused: AtomicBool,
 }
 
 /// An operation, and the weight `[N, K]` of a product.
@@ -58,7 +60,7 @@ impl OpTime {
 impl Timed {
     /// Measures `inner` by `clock`.
     pub fn new(inner: Arc<dyn Kernels>, clock: Box<Stopwatch>) -> Self {
-        Timed { inner, clock, rows: Mutex::default() }
+        Timed { inner, clock, rows: Mutex::default(), paused: AtomicBool::new(false) }
     }
 
     /// What was counted since the start or the last [`Timed::reset`], the longest operation first.
@@ -76,6 +78,16 @@ impl Timed {
         longest_first(self.rows().values().copied())
     }
 
+    /// Counts nothing and waits for nothing from here on: what is asked for goes to the inner device as if by itself.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts again.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::Relaxed);
+    }
+
     /// Forgets what was counted.
     pub fn reset(&self) {
         self.rows().clear();
@@ -87,6 +99,9 @@ impl Timed {
 
     /// Runs `call` to the end of what it asks the device for, and counts it, also where it fails.
     fn timed<R>(&self, op: &'static str, cost: Cost, call: impl FnOnce() -> Result<R>) -> Result<R> {
+        if self.paused.load(Ordering::Relaxed) {
+            return call();
+        }
         let start = (self.clock)();
         let result = call().and_then(|value| self.inner.synchronize().map(|()| value));
         let seconds = (self.clock)() - start;
@@ -166,6 +181,14 @@ impl Memory for Timed {
         self.timed(MEMORY, Cost::moved(&[tensor]), || self.inner.to_owned_f32(tensor))
     }
 
+    fn place(&self) -> Place {
+        self.inner.place()
+    }
+
+    fn available_bytes(&self) -> Result<Option<usize>> {
+        self.inner.available_bytes()
+    }
+
     fn usage(&self) -> Usage {
         self.inner.usage()
     }
@@ -177,11 +200,12 @@ impl Memory for Timed {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
     use crate::{
-        Accum, Attention, AttentionShape, Cpu, CrossEntropy, Elementwise, Extra, Linear, Mask, Segments,
+        Accum, Attention, AttentionShape, Cpu, CrossEntropy, Elementwise, Extra, Linear, Mask, Reduce,
+        Segments,
     };
 
     /// A clock that moves on by a second whenever it is read: a call takes 1 s, two calls between two readings more.
@@ -290,6 +314,17 @@ mod tests {
         let vector = timed.zeros(&[3]).unwrap();
         assert!(timed.linear(&vector, &vector, 1.0, Accum::Replace, &mut y).is_err());
         assert_eq!((row(&timed, "add").calls, row(&timed, "linear").operations), (1, 0.0));
+    }
+
+    #[test]
+    fn nothing_is_counted_in_a_pause() {
+        let timed = timed();
+        timed.pause();
+        let x = timed.zeros(&[7]).unwrap();
+        assert!(timed.report().is_empty());
+        timed.resume();
+        assert_eq!(timed.sum_of_squares(&x).unwrap(), 0.0);
+        assert_eq!((timed.report().len(), row(&timed, "sum_of_squares").calls), (1, 1));
     }
 
     #[test]

@@ -3,17 +3,11 @@
 //! Each function adds up the tensors that are live at one moment, in the order of `block/before.rs`, `block/behind.rs`,
 //! `attention.rs` and `mlp.rs`.
 
-use lora_sb_kernels::{
-    DType, allocated_bytes, allocated_bytes_of, attention_scratch_bytes, product_scratch_bytes_of,
-};
+use lora_sb_kernels::DType;
 
 use super::{Footprint, Trained};
 use crate::Projection;
 use crate::config::{FeedForward, NormKind, NormPlacement};
-
-/// Threads whose spaces are counted; with heads of 64 elements each takes about half a MiB, and where a sequence is
-/// long, its queries' gradients of one group of heads.
-const COUNTED_THREADS: usize = 2;
 
 /// The tensors of one block, in bytes.
 pub(super) struct Moments<'a> {
@@ -62,12 +56,17 @@ impl<'a> Moments<'a> {
 
     /// A tensor that products read or make, `[rows, width]`.
     fn operand(&self, rows: usize, width: usize) -> usize {
-        allocated_bytes_of(self.footprint.dtype, rows * width)
+        self.footprint.place.bytes_of(self.footprint.dtype, rows * width)
+    }
+
+    /// An `f32` tensor.
+    fn exact(&self, elements: usize) -> usize {
+        self.footprint.place.bytes(elements)
     }
 
     /// The residual stream or its gradient `[rows, D]`.
     fn stream(&self, rows: usize) -> usize {
-        allocated_bytes(rows * self.d())
+        self.exact(rows * self.d())
     }
 
     /// The gradient of the block's output, `[R, D]`.
@@ -83,14 +82,14 @@ impl<'a> Moments<'a> {
     /// The statistics of one norm of the residual stream.
     fn norm(&self, rows: usize) -> usize {
         match self.footprint.config.norm {
-            NormKind::Rms(_) => allocated_bytes(rows),
-            NormKind::Layer => 2 * allocated_bytes(rows),
+            NormKind::Rms(_) => self.exact(rows),
+            NormKind::Layer => 2 * self.exact(rows),
         }
     }
 
-    /// The packed blocks of a product `[m, k] [k, n]`.
+    /// What a product `[m, k] [k, n]` computes in, as its packed blocks.
     fn product(&self, m: usize, n: usize, k: usize) -> usize {
-        product_scratch_bytes_of(self.footprint.dtype, m, n, k)
+        self.footprint.place.product_scratch_bytes(self.footprint.types(), m, n, k)
     }
 
     /// The largest packed blocks of the products that give a layer's gradients; the layer `[n, k]`.
@@ -109,7 +108,7 @@ impl<'a> Moments<'a> {
     fn scores(&self) -> usize {
         let footprint = self.footprint;
         let shape = footprint.config.attention_shape(0);
-        attention_scratch_bytes(footprint.dtype, &shape, self.tokens, COUNTED_THREADS)
+        footprint.place.attention_scratch_bytes(footprint.dtype, &shape, self.tokens)
     }
 
     fn holds(&self, projection: Projection) -> bool {
@@ -133,7 +132,7 @@ impl<'a> Moments<'a> {
     fn attention(&self) -> usize {
         let config = self.footprint.config;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let bytes = |width| allocated_bytes(self.tokens * width);
+        let bytes = |width| self.exact(self.tokens * width);
         let norms = if config.query_key_norm { bytes(heads) + bytes(kv_heads) } else { 0 };
         self.heads() + self.operand(self.tokens, self.queries()) + bytes(heads) + norms
     }
@@ -256,7 +255,7 @@ impl<'a> Moments<'a> {
         let output = attention + df + d_few + reads * few + self.gradients(r, d, self.queries(), trained);
         let d_o = self.operand(t, self.queries());
         let spread = attention + few + d_o;
-        let delta = allocated_bytes(t * self.footprint.config.num_attention_heads);
+        let delta = self.exact(t * self.footprint.config.num_attention_heads);
         let attended = attention + d_o + self.heads() + self.normed_heads() + delta + self.scores();
         let whole = self.holds(Projection::QueryKeyValue);
         let all = self.queries() + 2 * self.keys();

@@ -1,8 +1,7 @@
 //! How many bytes a step takes, before it is taken.
 //!
-//! Every tensor that is live at the widest moments is counted at the size that a device takes for it
-//! ([`allocated_bytes_of`]), the packed blocks of the largest product at that moment included
-//! ([`product_scratch_bytes_of`]). The moments of a block are in `block.rs`; a step's peak is the largest of
+//! Every tensor that is live at the widest moments is counted at the size that a device takes for it ([`Place`]), what
+//! the widest operation at that moment computes in included. The moments of a block are in `block.rs`; a step's peak is the largest of
 //!
 //! | moment | live, beside what the blocks before it keep |
 //! |---|---|
@@ -13,15 +12,11 @@
 
 mod block;
 
-use lora_sb_kernels::{
-    DType, LossGradients, allocated_bytes, allocated_bytes_of, cross_entropy_scratch_bytes,
-    product_scratch_bytes_of,
-};
+use lora_sb_kernels::{DType, LossGradients, Place};
 
 use self::block::Moments;
 use crate::config::Task;
 use crate::decode::cache_rows;
-use crate::head::chunk_rows;
 use crate::{Config, Parameter, Recompute, Storage};
 
 /// What is trained decides what the backward pass reads.
@@ -51,22 +46,35 @@ pub enum Pass {
 }
 
 /// Bytes of the weights of a model that computes in `dtype`; `file_element` is the size of an element in the file.
-/// Mapped weights are pages of the file that the system may drop and read again.
-pub fn weights(config: &Config, storage: Storage, file_element: usize, dtype: DType) -> usize {
-    match storage {
-        Storage::Mapped if dtype == DType::Bf16 && file_element != dtype.size() => {
-            let held = |parameter: Parameter| {
-                let elements = config.parameter_shape(parameter).iter().product();
-                match rounded(config, parameter) {
-                    true => allocated_bytes_of(dtype, elements),
-                    false => elements * file_element,
-                }
-            };
-            config.parameters().into_iter().map(held).sum()
+/// Mapped weights of the process's own memory are pages of the file that the system may drop and read again.
+pub fn weights(config: &Config, storage: Storage, file_element: usize, dtype: DType, place: Place) -> usize {
+    let rounds = dtype == DType::Bf16 && file_element != dtype.size();
+    let held = |parameter: Parameter| {
+        let elements: usize = config.parameter_shape(parameter).iter().product();
+        match storage {
+            Storage::Trainable => place.bytes(elements),
+            Storage::Mapped if rounds && rounded(config, parameter) => place.bytes_of(dtype, elements),
+            Storage::Mapped => place.file_bytes(elements * file_element),
         }
-        Storage::Mapped => config.parameter_count() * file_element,
-        Storage::Trainable => parameter_sizes(config).map(allocated_bytes).sum(),
+    };
+    config.parameters().into_iter().map(held).sum()
+}
+
+/// Bytes that reading the weights takes at its largest beyond what is kept of them: on a device with a memory of its own,
+/// the largest tensor in the type of the file, where it is not held in that.
+pub fn reading(config: &Config, storage: Storage, file_element: usize, dtype: DType, place: Place) -> usize {
+    let passes = |parameter: &Parameter| match storage {
+        Storage::Trainable => true,
+        Storage::Mapped => {
+            dtype == DType::Bf16 && file_element != dtype.size() && rounded(config, *parameter)
+        }
+    };
+    if place.is_host() {
+        return 0;
     }
+    let passing = config.parameters().into_iter().filter(passes);
+    let bytes = |parameter| config.parameter_shape(parameter).iter().product::<usize>() * file_element;
+    passing.map(|parameter| place.file_bytes(bytes(parameter))).max().unwrap_or(0)
 }
 
 /// Whether a model that computes in `bf16` holds a frozen parameter rounded to it: the matrices of products. Tables
@@ -83,9 +91,14 @@ pub(crate) fn rounded(config: &Config, parameter: Parameter) -> bool {
 const MAPPED_AROUND: usize = 64 << 10;
 
 /// Bytes of a mapped embedding that stay unread where the tokens are those `ids`; none where it is the head as
-/// well.
-pub fn embedding_unread(config: &Config, file_element: usize, ids: impl IntoIterator<Item = u32>) -> usize {
-    if config.tie_word_embeddings {
+/// well, or is copied to a device's own memory.
+pub fn embedding_unread(
+    config: &Config,
+    file_element: usize,
+    place: Place,
+    ids: impl IntoIterator<Item = u32>,
+) -> usize {
+    if config.tie_word_embeddings || !place.is_host() {
         return 0;
     }
     let row = config.hidden_size * file_element;
@@ -114,12 +127,25 @@ pub struct Footprint<'a> {
     pub dtype: DType,
     /// Tokens whose loss is computed together; see [`Model::set_loss_chunk`](crate::Model::set_loss_chunk).
     pub loss_chunk: usize,
+    /// How its weights are held.
+    pub storage: Storage,
+    /// The memory that it computes in.
+    pub place: Place,
 }
 
 impl<'a> Footprint<'a> {
     /// Of a model that computes in `dtype`, with the usual chunks of the loss.
-    pub fn new(config: &'a Config, dtype: DType) -> Self {
-        Footprint { config, dtype, loss_chunk: chunk_rows(config) }
+    pub fn new(config: &'a Config, dtype: DType, storage: Storage, place: Place) -> Self {
+        let loss_chunk = place.loss_rows(config.vocab_size, config.hidden_size);
+        Footprint { config, dtype, loss_chunk, storage, place }
+    }
+
+    /// The types of a product's operands: activations, and the weight beside them.
+    fn types(&self) -> (DType, DType) {
+        match self.storage {
+            Storage::Trainable => (self.dtype, DType::F32),
+            Storage::Mapped => (self.dtype, self.dtype),
+        }
     }
 
     /// Bytes of everything that one block's backward reads, without the hook's part; all its rows are read.
@@ -167,19 +193,19 @@ impl<'a> Footprint<'a> {
 
     /// Bytes of the residual stream, `[T, D]`.
     fn stream(&self, tokens: usize) -> usize {
-        allocated_bytes(tokens * self.config.hidden_size)
+        self.place.bytes(tokens * self.config.hidden_size)
     }
 
     /// Bytes that the head takes for `labelled` tokens, or so many sequences where it classifies them.
     pub fn head(&self, labelled: usize, pass: Pass) -> usize {
-        let (d, v) = (self.config.hidden_size, self.config.vocab_size);
-        let rows = allocated_bytes(labelled * d);
+        let (d, v, place) = (self.config.hidden_size, self.config.vocab_size, self.place);
+        let rows = place.bytes(labelled * d);
         if self.config.task != Task::LanguageModel {
-            let hidden = 3 * rows + allocated_bytes(labelled * self.config.labels());
-            return hidden + rows + product_scratch_bytes_of(DType::F32, labelled, d, d);
+            let hidden = 3 * rows + place.bytes(labelled * self.config.labels());
+            return hidden + rows + place.product_scratch_bytes((DType::F32, DType::F32), labelled, d, d);
         }
-        let normed = allocated_bytes_of(self.dtype, labelled * d);
-        let mut held = rows + normed + allocated_bytes(labelled); // before and behind the norm, and its statistics
+        let normed = place.bytes_of(self.dtype, labelled * d);
+        let mut held = rows + normed + place.bytes(labelled); // before and behind the norm, and its statistics
         let gradients = match pass {
             Pass::Forward => LossGradients::None,
             Pass::Both(Trained::Everything) => LossGradients::InputAndWeight,
@@ -188,8 +214,8 @@ impl<'a> Footprint<'a> {
         if gradients != LossGradients::None {
             held += normed;
         }
-        let loss = cross_entropy_scratch_bytes(self.dtype, (labelled, v, d), self.loss_chunk, gradients);
-        (held + loss).max(2 * rows + normed + allocated_bytes(labelled))
+        let loss = place.loss_scratch_bytes(self.types(), (labelled, v, d), self.loss_chunk, gradients);
+        (held + loss).max(2 * rows + normed + place.bytes(labelled))
     }
 
     /// Bytes of the keys and values when generating, `rooms` being the tokens that each text can come to.
@@ -197,7 +223,7 @@ impl<'a> Footprint<'a> {
         let keys = self.config.num_key_value_heads * self.config.head_dim;
         let rows = |mask| -> usize { rooms.iter().map(|&room| cache_rows(mask, room)).sum() };
         let blocks = self.config.blocks.iter();
-        blocks.map(|block| 2 * allocated_bytes_of(self.dtype, rows(block.mask) * keys)).sum()
+        blocks.map(|block| 2 * self.place.bytes_of(self.dtype, rows(block.mask) * keys)).sum()
     }
 
     /// Bytes of an evaluation's activations at their largest, without the hook's part.

@@ -8,7 +8,7 @@ use lora_sb_model::{Batch, Model, Sequence, Storage, Target, WeightFile};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use super::cpu;
+use super::device::{device, golden_root, on_each_device};
 use super::padded::Padded;
 
 /// Both sides round as f32 does, each in its own order: the fixtures' own f32-against-f64 noise, ten times.
@@ -19,15 +19,12 @@ pub(crate) struct Golden {
 }
 
 impl Golden {
-    /// Runs a check on a family's folder; a missing folder is said and skipped.
+    /// Runs a check on a family's folder, on each device; a missing folder is said and skipped.
     pub(crate) fn with(family: &str, check: fn(&Golden)) {
-        let root = match std::env::var_os("LORA_SB_GOLDEN") {
-            Some(root) => PathBuf::from(root),
-            None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../golden"),
-        };
-        let folder = root.join(family);
+        let folder = golden_root().join(family);
         if folder.is_dir() {
-            check(&Golden { folder });
+            let golden = Golden { folder };
+            on_each_device(|| check(&golden));
         } else {
             eprintln!("SKIPPED: no golden folder {}", folder.display());
         }
@@ -36,20 +33,24 @@ impl Golden {
     /// The model on a device that treats the padding of `inputs` as transformers does.
     pub(crate) fn model(&self, storage: Storage, inputs: &Inputs) -> Model {
         let pads: Vec<_> = inputs.rows.iter().map(|row| (row.ids.len(), row.pads)).collect();
-        let device: Arc<dyn Kernels> = match pads.iter().any(|&(_, pads)| pads > 0) {
+        let kernels: Arc<dyn Kernels> = match pads.iter().any(|&(_, pads)| pads > 0) {
             true => {
                 let size = |key| self.config()[key].as_u64();
                 let pad = size("pad_token_id").zip(size("max_position_embeddings"));
-                Arc::new(Padded::new(vec![pads], pad.map(|(pad, rows)| (pad as u32, rows as usize))))
+                Arc::new(Padded::new(
+                    device(),
+                    vec![pads],
+                    pad.map(|(pad, rows)| (pad as u32, rows as usize)),
+                ))
             }
-            false => cpu(),
+            false => device(),
         };
-        let model = Model::load(&self.folder.join("model"), device, storage).unwrap();
+        let model = Model::load(&self.folder.join("model"), kernels, storage).unwrap();
         assert!(model.warnings().is_empty(), "{:?}", model.warnings());
         model
     }
 
-    /// The same on the processor, for texts without padding.
+    /// The same for texts without padding.
     pub(crate) fn plain_model(&self, storage: Storage) -> Model {
         self.model(storage, &Inputs { rows: vec![], labels: Labels::Values(vec![]) })
     }

@@ -1,6 +1,7 @@
 //! Small models and packed sequences of unkind sizes.
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub(crate) mod device;
 pub(crate) mod families;
 pub(crate) mod golden;
 pub(crate) mod padded;
@@ -9,13 +10,11 @@ pub(crate) mod published;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lora_sb_kernels::{Cpu, Generator, Kernels, Stream, Tensor};
+use lora_sb_kernels::{Generator, Kernels, Stream, Tensor};
 use lora_sb_model::{Batch, Config, Model, Parameter, Sequence, Storage, Target, Task};
 use serde_json::{Map, Value, json};
 
-pub(crate) fn cpu() -> Arc<dyn Kernels> {
-    Arc::new(Cpu::new(2).unwrap())
-}
+pub(crate) use self::device::device;
 
 /// A Llama of sizes that divide nothing, whose heads together are wider than its residual stream; `changes`
 /// are laid over it.
@@ -36,7 +35,7 @@ pub(crate) fn config(changes: Value) -> Config {
 }
 
 pub(crate) fn model(changes: Value) -> Model {
-    Model::random(config(changes), cpu(), 11, Storage::Trainable).unwrap()
+    Model::random(config(changes), device(), 11, Storage::Trainable).unwrap()
 }
 
 /// The message of the error that reading this configuration gives.

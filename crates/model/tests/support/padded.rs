@@ -4,12 +4,14 @@
 //! from a padding token, the comparison needs what transformers does there: nobody sees a padding token, and a padding
 //! token of a decoder, which would see nobody, sees all tokens of its row alike.
 
+use std::sync::Arc;
+
 use lora_sb_kernels::*;
 
-/// The processor, except for attention and the rows of learned positions.
+/// A device, except for attention and the rows of learned positions, which the host computes.
 #[derive(Debug)]
 pub(crate) struct Padded {
-    cpu: Cpu,
+    device: Arc<dyn Kernels>,
     /// Length and padding of every row, for each batch with padding. Batches of the same lengths have the same.
     batches: Vec<Vec<(usize, usize)>>,
     /// The row of a position table that RoBERTa gives to padding, which is also the token's id, and the rows of that
@@ -28,8 +30,12 @@ struct Pair {
 }
 
 impl Padded {
-    pub(crate) fn new(batches: Vec<Vec<(usize, usize)>>, pad: Option<(u32, usize)>) -> Self {
-        Padded { cpu: Cpu::new(2).unwrap(), batches, pad }
+    pub(crate) fn new(
+        device: Arc<dyn Kernels>,
+        batches: Vec<Vec<(usize, usize)>>,
+        pad: Option<(u32, usize)>,
+    ) -> Self {
+        Padded { device, batches, pad }
     }
 
     /// The rows of the batch with these lengths; without padding where none is known.
@@ -161,13 +167,13 @@ impl Attention for Padded {
 
 impl Embedding for Padded {
     fn embedding(&self, ids: &Tensor, table: &Tensor, x: &mut Tensor) -> Result<()> {
-        self.cpu.embedding(ids, table, x)
+        self.device.embedding(ids, table, x)
     }
 
     /// transformers gives the position of padding no gradient, as it does the token.
     fn embedding_gradient(&self, ids: &Tensor, dx: &Tensor, dtable: &mut Tensor) -> Result<()> {
         let before = self.to_f32(dtable)?;
-        self.cpu.embedding_gradient(ids, dx, dtable)?;
+        self.device.embedding_gradient(ids, dx, dtable)?;
         match self.pad {
             Some((pad, rows)) if dtable.shape()[0] == rows => {
                 let width = dtable.shape()[1];
@@ -184,64 +190,68 @@ impl Embedding for Padded {
 impl Memory for Padded {
     fn from_u32(&self, values: &[u32], shape: &[usize]) -> Result<Tensor> {
         match self.positions(values) {
-            Some(rows) => self.cpu.from_u32(&rows, shape),
-            None => self.cpu.from_u32(values, shape),
+            Some(rows) => self.device.from_u32(&rows, shape),
+            None => self.device.from_u32(values, shape),
         }
     }
 
     fn empty_of(&self, dtype: DType, shape: &[usize]) -> Result<Tensor> {
-        self.cpu.empty_of(dtype, shape)
+        self.device.empty_of(dtype, shape)
     }
 
     fn zeros(&self, shape: &[usize]) -> Result<Tensor> {
-        self.cpu.zeros(shape)
+        self.device.zeros(shape)
     }
 
     fn from_f32(&self, values: &[f32], shape: &[usize]) -> Result<Tensor> {
-        self.cpu.from_f32(values, shape)
+        self.device.from_f32(values, shape)
     }
 
     fn from_bytes(&self, bytes: SharedBytes, dtype: DType, shape: &[usize]) -> Result<Tensor> {
-        self.cpu.from_bytes(bytes, dtype, shape)
+        self.device.from_bytes(bytes, dtype, shape)
     }
 
     fn to_f32(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        self.cpu.to_f32(tensor)
+        self.device.to_f32(tensor)
     }
 
     fn write_f32(&self, tensor: &mut Tensor, values: &[f32]) -> Result<()> {
-        self.cpu.write_f32(tensor, values)
+        self.device.write_f32(tensor, values)
+    }
+
+    fn place(&self) -> Place {
+        self.device.place()
     }
 
     fn usage(&self) -> Usage {
-        self.cpu.usage()
+        self.device.usage()
     }
 
     fn reset_peak(&self) {
-        self.cpu.reset_peak();
+        self.device.reset_peak();
     }
 }
 
 impl Kernels for Padded {
     fn name(&self) -> String {
-        "cpu with padding".into()
+        format!("{} with padding", self.device.name())
     }
 
     fn prefers(&self) -> DType {
-        self.cpu.prefers()
+        self.device.prefers()
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.cpu.synchronize()
+        self.device.synchronize()
     }
 }
 
-/// Everything else is the processor's.
+/// Everything else is the device's.
 macro_rules! delegate {
     ($($operation:ident { $(fn $name:ident($($operand:ident: $kind:ty),*) -> $result:ty;)* })*) => {
         $(impl $operation for Padded {
             $(fn $name(&self, $($operand: $kind),*) -> $result {
-                self.cpu.$name($($operand),*)
+                self.device.$name($($operand),*)
             })*
         })*
     };

@@ -1,12 +1,12 @@
 //! Configurations as their models' makers publish them.
 
-use std::path::PathBuf;
-
 use lora_sb_model::Config;
 use serde_json::{Map, Value};
 
+use super::device::root;
+
 fn json_of(name: &str) -> Map<String, Value> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/configs/{name}.json"));
+    let path = root().join(format!("crates/model/tests/configs/{name}.json"));
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

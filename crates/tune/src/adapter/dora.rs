@@ -58,18 +58,18 @@ struct Rescaling {
     /// `c = m / norm`.
     factors: Tensor,
     /// `1 / norm`.
-    inverse_norms: Vec<f32>,
+    inverse_norms: Tensor,
 }
 
 impl Rescaling {
     /// `sum over t of dy z / norm`; z and dy `[T, out]`, the result `[out]`.
     fn magnitude_gradient(&self, kernels: &dyn Kernels, z: &Tensor, dy: &Tensor) -> Result<Tensor> {
-        let mut sums = kernels.empty(self.factors.shape())?;
+        let out = self.factors.len();
+        let mut sums = kernels.empty(&[out])?;
         kernels.channel_products(z, dy, Accum::Replace, &mut sums)?;
-        let mut values = kernels.to_f32(&sums)?;
-        values.iter_mut().zip(&self.inverse_norms).for_each(|(value, inverse)| *value *= inverse);
-        kernels.write_f32(&mut sums, &values)?;
-        Ok(sums)
+        let mut row = sums.reshape(&[1, out])?;
+        kernels.scale_channels(&self.inverse_norms, &mut row)?;
+        row.reshape(&[out])
     }
 }
 
@@ -112,7 +112,8 @@ impl DoraSite {
         // Divided, not multiplied by the inverse: at the start m is the norm, and the factor has to be 1.
         let magnitudes = kernels.to_f32(&self.magnitude)?;
         let factors: Vec<f32> = magnitudes.iter().zip(&norms).map(|(m, norm)| m / norm).collect();
-        let factors = kernels.from_f32(&factors, self.magnitude.shape())?;
+        let upload = |values: &[f32]| kernels.from_f32(values, self.magnitude.shape());
+        let (factors, inverse_norms) = (upload(&factors)?, upload(&inverse_norms)?);
         Ok(self.rescaling.get_or_init(|| Rescaling { factors, inverse_norms }))
     }
 }

@@ -19,8 +19,10 @@ use crate::method::Kind;
 use crate::optim::{Schedule, Scheduler};
 use crate::{Error, Method, Result};
 
-/// The keys of a plan that may change between a run and its resumption, because no result depends on them.
-pub const CHANGEABLE_ON_RESUME: [&str; 7] = [
+/// The keys of a plan that may change between a run and its resumption: no result depends on them, but for the device,
+/// whose kind decides the order of sums and is a machine's matter nevertheless.
+pub const CHANGEABLE_ON_RESUME: [&str; 8] = [
+    "device",
     "gradient_checkpointing",
     "logging_steps",
     "memory_limit",

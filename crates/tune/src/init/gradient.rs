@@ -106,10 +106,11 @@ pub fn stream_gradients(
 
 /// The gradients by site, where all of them are finite.
 fn finite(model: &Model, gradients: BTreeMap<Parameter, Tensor>) -> Result<BTreeMap<Site, Tensor>> {
+    let squares = model.kernels().sums_of_squares(&gradients.values().collect::<Vec<_>>())?;
     let mut finite = BTreeMap::new();
-    for (parameter, gradient) in gradients {
+    for ((parameter, gradient), squares) in gradients.into_iter().zip(squares) {
         let Parameter::Weight(site) = parameter else { continue };
-        if !model.kernels().sum_of_squares(&gradient)?.is_finite() {
+        if !squares.is_finite() {
             let what = format!("the initialisation's gradient of {}", model.module(site));
             return Err(Error::NotFinite { what });
         }

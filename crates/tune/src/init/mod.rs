@@ -13,7 +13,6 @@ use std::sync::{Mutex, PoisonError, mpsc};
 
 use lora_sb_data::Example;
 use lora_sb_kernels::{Generator, Kernels, Stream, Tensor};
-use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Model, Parameter, Site};
 
 use crate::adapter::dora::{Dora, DoraSite};
@@ -245,7 +244,7 @@ impl Start<'_> {
             Ok(())
         };
         let plan = EstimatePlan {
-            footprint: Footprint::new(model.config(), model.dtype()),
+            footprint: model.footprint(),
             adapter: config,
             sites,
             size: EstimateSize::of(*examples, config.init.max_tokens),

@@ -10,7 +10,6 @@
 //!
 //! The tokens come last because, of all this, they alone may show in the last bits of a loss.
 
-use lora_sb_kernels::idle_bytes;
 use lora_sb_model::memory::Footprint;
 use lora_sb_model::{Recompute, Task};
 
@@ -81,7 +80,7 @@ fn widen_estimate(
     };
     let beside = |bytes: usize| {
         let tensors = bytes.saturating_sub(memory.process + memory.weights);
-        tensors - idle_bytes(tensors)
+        tensors - memory.place.idle_bytes(tensors)
     };
     let room = beside(memory.train_peak()).max(memory.initialisation);
     let blocks = plan.most_blocks_within(room.min(limit.map_or(usize::MAX, beside)));
@@ -101,11 +100,12 @@ fn recomputes(checkpointing: GradientCheckpointing, layers: usize) -> Vec<Recomp
 
 /// Rows of logits, the usual number first; never none.
 fn chunks(request: &MemoryRequest<'_>, given: Option<usize>) -> Vec<usize> {
-    let usual = Footprint::new(request.config, request.dtype).loss_chunk;
+    let MemoryRequest { config, dtype, storage, place, .. } = *request;
+    let usual = Footprint::new(config, dtype, storage, place).loss_chunk;
     match given {
         Some(rows) => vec![rows],
         // A few classes take no memory to speak of.
-        None if request.config.task != Task::LanguageModel => vec![usual],
+        None if config.task != Task::LanguageModel => vec![usual],
         None => {
             let halved = std::iter::successors(Some(usual / 2), |rows| Some(rows / 2));
             [usual].into_iter().chain(halved.take_while(|&rows| rows >= LEAST_ROWS)).collect()

@@ -2,11 +2,11 @@
 
 use lora_sb_data::Example;
 use lora_sb_kernels::linalg::{SvdOptions, truncated_svd_bytes};
-use lora_sb_kernels::{DType, allocated_bytes, allocated_bytes_of};
+use lora_sb_kernels::{DType, Place};
 use lora_sb_model::memory::{Footprint, Pass, Trained};
 use lora_sb_model::{Config, Recompute, Site};
 
-use super::memory::{BatchSize, adapter_of};
+use super::memory::{BatchSize, MemoryRequest, adapter_of};
 use crate::eval::labels;
 use crate::init::AT_ONCE;
 use crate::init::gradient::{block_groups, micro_batches};
@@ -72,7 +72,7 @@ impl EstimatePlan<'_> {
     /// Bytes at the largest moment, with so many blocks at once. Groups of blocks go from the last to the first; as it
     /// goes, what is kept becomes less and the adapter grows.
     pub fn peak_of(&self, blocks_at_once: usize) -> usize {
-        let Footprint { config, .. } = self.footprint;
+        let Footprint { config, place, .. } = self.footprint;
         let layers = config.num_hidden_layers;
         let groups = block_groups(self.lowest()..layers, blocks_at_once);
         let one = self.stream(self.size.batch.tokens); // [T, D] of a micro-batch
@@ -83,7 +83,7 @@ impl EstimatePlan<'_> {
         let (mut largest, mut adapter) = (0, 0);
         for (index, group) in groups.iter().enumerate() {
             let in_group = || self.sites.iter().filter(|site| group.contains(&site.layer));
-            let gradients: usize = in_group().map(|&site| elements(config, site)).map(allocated_bytes).sum();
+            let gradients: usize = in_group().map(|&site| place.bytes(elements(config, site))).sum();
             let reads_kept = index > 0 && group.start > 0;
             // The gradients of the groups' outputs of the micro-batches that wait, and the inputs that are kept; those
             // of the micro-batch at hand are among its activations.
@@ -102,7 +102,7 @@ impl EstimatePlan<'_> {
             factorising.sort_unstable();
             let factorising: usize = factorising.iter().rev().take(AT_ONCE).sum();
             largest = largest.max(adapter + gradients + kept * all + going_on + factorising);
-            let made = in_group().map(|&site| adapter_of(config, self.adapter, site));
+            let made = in_group().map(|&site| adapter_of(place, config, self.adapter, site));
             adapter += made.map(|(frozen, trained)| frozen + 2 * trained).sum::<usize>(); // with its gradient
             largest = largest.max(adapter + kept * all + going_on);
         }
@@ -125,7 +125,7 @@ impl EstimatePlan<'_> {
     }
 
     fn stream(&self, tokens: usize) -> usize {
-        allocated_bytes(tokens * self.footprint.config.hidden_size)
+        self.footprint.place.bytes(tokens * self.footprint.config.hidden_size)
     }
 
     fn lowest(&self) -> usize {
@@ -134,16 +134,16 @@ impl EstimatePlan<'_> {
 
     /// What a site's factorisation takes beside its gradient.
     fn factorisation(&self, (out, input): (usize, usize)) -> usize {
-        let rank = self.adapter.rank;
+        let (rank, place) = (self.adapter.rank, self.footprint.place);
         match (self.adapter.method, self.adapter.init.bases) {
             // Twice as many singular vectors as its rank.
-            (Method::LoraGa, _) => factorisation(DType::F32, (out, input), 2 * rank),
-            (_, Bases::SbGradient) => factorisation(DType::F32, (out, input), rank),
+            (Method::LoraGa, _) => factorisation(place, DType::F32, (out, input), 2 * rank),
+            (_, Bases::SbGradient) => factorisation(place, DType::F32, (out, input), rank),
             // The gradient goes as soon as its signs stand beside it.
             _ => {
-                let signs = allocated_bytes_of(DType::Bf16, out * input);
-                let gradient = allocated_bytes(out * input);
-                signs + factorisation(DType::Bf16, (out, input), rank).saturating_sub(gradient)
+                let signs = place.bytes_of(DType::Bf16, out * input);
+                let gradient = place.bytes(out * input);
+                signs + factorisation(place, DType::Bf16, (out, input), rank).saturating_sub(gradient)
             }
         }
     }
@@ -156,7 +156,8 @@ fn elements(config: &Config, site: Site) -> usize {
 
 /// Bytes of the adapter as it is made, with its gradients, and the working set of the largest factorisation where
 /// it comes from the SVD of each weight.
-pub(super) fn from_weights(config: &Config, adapter: &AdapterConfig, sites: &[Site]) -> usize {
+pub(super) fn from_weights(request: &MemoryRequest<'_>) -> usize {
+    let MemoryRequest { place, config, adapter, sites, .. } = *request;
     let AdapterConfig { method, rank, ref init, .. } = *adapter;
     let from_weights = match method.kind() {
         Kind::Latent => matches!(init.bases, Bases::Xs | Bases::W0Orthonormal),
@@ -166,15 +167,15 @@ pub(super) fn from_weights(config: &Config, adapter: &AdapterConfig, sites: &[Si
         return 0;
     }
     let made = |&site: &Site| {
-        let (frozen, trained) = adapter_of(config, adapter, site);
+        let (frozen, trained) = adapter_of(place, config, adapter, site);
         frozen + 2 * trained
     };
     let working = |&site: &Site| {
-        allocated_bytes(elements(config, site)) + factorisation(DType::F32, config.site_shape(site), rank)
+        place.bytes(elements(config, site)) + factorisation(place, DType::F32, config.site_shape(site), rank)
     };
     sites.iter().map(made).sum::<usize>() + sites.iter().map(working).max().unwrap_or(0)
 }
 
-fn factorisation(dtype: DType, shape: (usize, usize), rank: usize) -> usize {
-    truncated_svd_bytes(dtype, shape, rank, &SvdOptions::default())
+fn factorisation(place: Place, dtype: DType, shape: (usize, usize), rank: usize) -> usize {
+    truncated_svd_bytes(place, dtype, shape, rank, &SvdOptions::default())
 }

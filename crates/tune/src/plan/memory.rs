@@ -6,7 +6,8 @@
 //! | initialisation from the weights | the adapter, and one weight with its factorisation's working set |
 //! | training | what is trained, with gradient and two moments; what an adapter keeps frozen; the activations of the largest micro-batch |
 //! | evaluation | the same without activations, and one block's working set of the largest batch |
-//! | any | what the device keeps idle for the next tensor ([`idle_bytes`]) |
+//! | any | what the device keeps between tensors ([`Place::idle_bytes`]) |
+//! | reading the weights | on a device with a memory of its own, one tensor as it lies in the file beside what is kept of it |
 //!
 //! At a site an adapter keeps `u [T, r]` for its backward, DoRA `z [T, out]` besides; see
 //! [`adapter`](crate::adapter). Activations are counted in the type that the model computes in.
@@ -16,7 +17,7 @@
 //! computes attention, about 256 floats for each token of the longest sequence.
 
 use lora_sb_data::Example;
-use lora_sb_kernels::{DType, allocated_bytes, allocated_bytes_of, idle_bytes};
+use lora_sb_kernels::{DType, Place};
 use lora_sb_model::memory::{self, Footprint, Trained};
 use lora_sb_model::{Config, Parameter, Projection, Recompute, Site, Storage};
 
@@ -73,6 +74,8 @@ pub struct MemoryRequest<'a> {
     pub recompute: Recompute,
     /// Tokens whose loss is computed together; [`Footprint::new`] knows the usual number.
     pub loss_chunk: usize,
+    /// The memory that is planned: the process's own, or a device's.
+    pub place: Place,
     /// The largest micro-batch of training; see [`largest_micro_batch`](super::largest_micro_batch).
     pub train: BatchSize,
     /// The largest batch of an evaluation.
@@ -82,15 +85,16 @@ pub struct MemoryRequest<'a> {
     /// Ids of all tokens that the run meets, as often as they like: mapped rows of an embedding that nobody reads
     /// take no memory.
     pub ids: &'a [u32],
-    /// Bytes that the process takes before the weights are read: program, tokenizer, examples. Measured where the
-    /// system tells, else [`PROCESS_OVERHEAD`].
+    /// Bytes that are taken before the weights are read: [`Place::overhead_bytes`], or of the process's own memory what
+    /// program, tokenizer and examples take, measured where the system tells, else [`PROCESS_OVERHEAD`].
     pub process: usize,
 }
 
 impl<'a> MemoryRequest<'a> {
     /// What the memory of a step depends on, whatever its batch.
     pub(super) fn footprint(&self) -> Footprint<'a> {
-        Footprint { config: self.config, dtype: self.dtype, loss_chunk: self.loss_chunk }
+        let MemoryRequest { config, dtype, loss_chunk, storage, place, .. } = *self;
+        Footprint { config, dtype, loss_chunk, storage, place }
     }
 
     /// The estimate of its gradient, of that size.
@@ -102,8 +106,12 @@ impl<'a> MemoryRequest<'a> {
 /// Bytes by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
+    /// The memory that is planned.
+    pub place: Place,
     /// The base model's weights; mapped ones count as far as they are read.
     pub weights: usize,
+    /// What reading them takes beyond that, at its largest.
+    pub reading: usize,
     /// What an adapter holds and does not train: the bases A and B, the factors of a start, norms of weights.
     pub frozen: usize,
     /// Values that are trained beside the base model's: R, or A and B, and a head's copy of its own.
@@ -118,35 +126,39 @@ pub struct MemoryPlan {
     pub evaluation: usize,
     /// What the initialisation takes at its largest beside the weights, what it has made so far included.
     pub initialisation: usize,
-    /// The copy of one tensor at a time while a checkpoint is written; activations stay with the device then.
+    /// The host's copy of one tensor at a time while a checkpoint is written; activations stay with the device then.
     pub copied: usize,
-    /// The process itself.
+    /// The process itself, or the device's driver.
     pub process: usize,
 }
 
 impl MemoryPlan {
     /// Adds up a run.
     pub fn new(request: &MemoryRequest<'_>) -> Self {
-        let MemoryRequest { config, recompute, train, evaluation, .. } = *request;
+        let MemoryRequest {
+            config, storage, file_element, dtype, recompute, train, evaluation, place, ..
+        } = *request;
         let footprint = request.footprint();
         let hooks = |batch| Hooks { request, batch };
         let full = request.adapter.method == Method::Full;
         let (frozen, adapted) = adapter(request);
         let head = head(request);
         let gradients = match full {
-            true => memory::weights(config, Storage::Trainable, size_of::<f32>(), DType::F32),
+            true => memory::weights(config, Storage::Trainable, size_of::<f32>(), DType::F32, place),
             false => adapted + head,
         };
         // A head that the device holds already is trained where it is.
-        let copied_head = if request.storage == Storage::Mapped { head } else { 0 };
+        let copied_head = if storage == Storage::Mapped { head } else { 0 };
         let reads = reads(request.adapter.method);
         let ids = request.ids.iter().copied();
-        let unread = match request.storage {
-            Storage::Mapped => memory::embedding_unread(config, request.file_element, ids),
+        let unread = match storage {
+            Storage::Mapped => memory::embedding_unread(config, file_element, place, ids),
             Storage::Trainable => 0,
         };
         MemoryPlan {
-            weights: memory::weights(config, request.storage, request.file_element, request.dtype) - unread,
+            place,
+            weights: memory::weights(config, storage, file_element, dtype, place) - unread,
+            reading: memory::reading(config, storage, file_element, dtype, place),
             frozen,
             trained: adapted + copied_head,
             gradients,
@@ -159,16 +171,24 @@ impl MemoryPlan {
                 + hooks(evaluation).temporary(0.0),
             initialisation: match request.init {
                 Some(size) => request.estimate(size).peak(),
-                None => from_weights(request.config, request.adapter, request.sites),
+                None => from_weights(request),
             },
-            copied: if full { size_of::<f32>() * memory::largest_parameter(config) } else { 0 },
+            copied: match full && place.is_host() {
+                true => size_of::<f32>() * memory::largest_parameter(config),
+                false => 0,
+            },
             process: request.process,
         }
     }
 
     /// Bytes of the initialisation at its largest.
     pub fn init_peak(&self) -> usize {
-        self.process + self.weights + self.initialisation + idle_bytes(self.initialisation)
+        self.process + self.weights + self.initialisation + self.place.idle_bytes(self.initialisation)
+    }
+
+    /// Bytes of reading the weights at its largest.
+    fn reading_peak(&self) -> usize {
+        self.process + self.weights + self.reading
     }
 
     /// Bytes of training at its largest.
@@ -184,12 +204,12 @@ impl MemoryPlan {
 
     /// What the device keeps in training for its next tensors.
     pub fn idle(&self) -> usize {
-        idle_bytes(self.tensors())
+        self.place.idle_bytes(self.tensors())
     }
 
     /// Bytes of the run at its largest.
     pub fn peak(&self) -> usize {
-        self.init_peak().max(self.train_peak())
+        self.reading_peak().max(self.init_peak()).max(self.train_peak())
     }
 }
 
@@ -203,11 +223,16 @@ pub(crate) fn reads(method: Method) -> Trained {
 }
 
 /// Bytes of what an adapter holds at a site: frozen, and trained.
-pub(super) fn adapter_of(config: &Config, adapter: &AdapterConfig, site: Site) -> (usize, usize) {
+pub(super) fn adapter_of(
+    place: Place,
+    config: &Config,
+    adapter: &AdapterConfig,
+    site: Site,
+) -> (usize, usize) {
     let AdapterConfig { method, rank, .. } = *adapter;
     let shape = config.site_shape(site);
     let bytes = |parts: &[Part]| -> usize {
-        parts.iter().map(|part| allocated_bytes(part.shape(rank, shape).iter().product())).sum()
+        parts.iter().map(|part| place.bytes(part.shape(rank, shape).iter().product())).sum()
     };
     match method.kind() {
         // The trained values are the model's own weights.
@@ -223,14 +248,15 @@ pub(super) fn adapter_of(config: &Config, adapter: &AdapterConfig, site: Site) -
 }
 
 fn adapter(request: &MemoryRequest<'_>) -> (usize, usize) {
-    let sites = request.sites.iter().map(|&site| adapter_of(request.config, request.adapter, site));
+    let MemoryRequest { place, config, adapter, sites, .. } = *request;
+    let sites = sites.iter().map(|&site| adapter_of(place, config, adapter, site));
     sites.fold((0, 0), |sum, site| (sum.0 + site.0, sum.1 + site.1))
 }
 
 /// Bytes of the head's trained parameters.
 fn head(request: &MemoryRequest<'_>) -> usize {
     let size = |&parameter: &Parameter| request.config.parameter_shape(parameter).iter().product();
-    request.head.iter().map(size).map(allocated_bytes).sum()
+    request.head.iter().map(size).map(|elements| request.place.bytes(elements)).sum()
 }
 
 /// An adapter's part in a pass over a batch.
@@ -251,12 +277,12 @@ impl Hooks<'_> {
 
     /// Bytes of activations at a site, `[T, width]`.
     fn activations(&self, site: &Site, width: usize) -> usize {
-        allocated_bytes_of(self.request.dtype, self.rows(site) * width)
+        self.request.place.bytes_of(self.request.dtype, self.rows(site) * width)
     }
 
     /// The same of what is `f32` in any case.
     fn exact(&self, site: &Site, width: usize) -> usize {
-        allocated_bytes(self.rows(site) * width)
+        self.request.place.bytes(self.rows(site) * width)
     }
 
     /// What the sites keep for their backward, of all blocks or of the one at hand where blocks are recomputed.
@@ -279,7 +305,8 @@ impl Hooks<'_> {
 
     /// What a site computes beside that, at the site where it is the most.
     fn temporary(&self, dropout: f64) -> usize {
-        let MemoryRequest { config, adapter: &AdapterConfig { method, rank, .. }, sites, .. } = *self.request;
+        let MemoryRequest { place, config, adapter: &AdapterConfig { method, rank, .. }, sites, .. } =
+            *self.request;
         let of = |site: &Site| {
             let (out, input) = config.site_shape(*site);
             let product = self.activations(site, rank);
@@ -287,8 +314,8 @@ impl Hooks<'_> {
                 Kind::Weights => return 0,
                 Kind::Product if method.subtracts_start() => {
                     // Both terms side by side, and what A and B have moved by.
-                    let moved = allocated_bytes(rank * input) + allocated_bytes(out * rank);
-                    (3 * product + moved + allocated_bytes(2 * rank * out.max(input)), true)
+                    let moved = place.bytes(rank * input) + place.bytes(out * rank);
+                    (3 * product + moved + place.bytes(2 * rank * out.max(input)), true)
                 }
                 Kind::Product => (product, true),
                 Kind::Magnitude => (product + self.activations(site, out), true),

@@ -141,11 +141,8 @@ impl Optimizer {
         let kernels = model.kernels().clone();
         self.gradients.values_mut().try_for_each(|gradient| kernels.fill(0.0, gradient))?;
         let loss = loss_of_step(model, examples, config, step, &mut self.gradients)?;
-        let mut squares = 0.0;
-        for gradient in self.gradients.values() {
-            squares += kernels.sum_of_squares(gradient)?;
-        }
-        let norm = squares.sqrt();
+        let squares = kernels.sums_of_squares(&self.gradients.values().collect::<Vec<_>>())?;
+        let norm = squares.into_iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
             return Err(not_finite(step, "gradient norm of the head's warm-up", norm, examples));
         }

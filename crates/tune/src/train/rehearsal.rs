@@ -5,7 +5,6 @@
 //! remains: a run that does not fit fails in its first minute, and the steps have the same bits as without.
 
 use lora_sb_data::Example;
-use lora_sb_model::memory::Footprint;
 
 use super::MicroBatches;
 use super::gradients::accumulate;
@@ -18,12 +17,12 @@ const TOLERANCE: f64 = 0.1;
 /// And how many bytes: the pages of the program itself are no part of a plan, and of a small run they are a tenth.
 const SLACK: usize = 16 << 20;
 
-/// The memory that a run was planned to take and what its process has taken, handed in so that tests can set it.
+/// The memory that a run was planned to take and what it has taken, handed in so that tests can set it.
 pub trait MemoryWatch {
     /// Bytes of the whole run at its largest, as planned.
     fn planned(&self) -> usize;
 
-    /// The most bytes that the process has had so far; `None` where nobody counts them.
+    /// The most bytes that it has taken so far, of the memory that is planned; `None` where nobody counts them.
     fn peak(&self) -> Option<usize>;
 }
 
@@ -32,7 +31,7 @@ pub trait MemoryWatch {
 pub struct PeakMemory {
     /// Bytes as planned.
     pub planned: usize,
-    /// The most bytes that the process has had; `None` where nobody counts them.
+    /// The most bytes that it has taken; `None` where nobody counts them.
     pub peak: Option<usize>,
 }
 
@@ -41,7 +40,7 @@ impl PeakMemory {
         PeakMemory { planned: watch.planned(), peak: watch.peak() }
     }
 
-    /// Whether the process has had more than 10 % beyond the plan, and more than the 16 MiB that a program may differ
+    /// Whether it has taken more than 10 % beyond the plan, and more than the 16 MiB that a program may differ
     /// by from itself.
     ///
     /// ```
@@ -60,7 +59,7 @@ impl PeakMemory {
 
 /// The indices of the micro-batch that takes the most memory of a whole run, the first of equals.
 fn largest(tuned: &Tuned, examples: &[Example], config: &TrainConfig) -> Result<Vec<usize>> {
-    let mut footprint = Footprint::new(tuned.model.config(), tuned.model.dtype());
+    let mut footprint = tuned.model.footprint();
     footprint.loss_chunk = config.loss_chunk.unwrap_or(footprint.loss_chunk);
     let reads = reads(tuned.method());
     let mut largest = (0, BatchSize::default(), Vec::new());

@@ -7,27 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lora_sb_data::{Example, Label, Location};
-use lora_sb_kernels::{AdamWStep, Cpu, Generator, Kernels, Stream, Tensor};
+use lora_sb_kernels::{AdamWStep, Generator, Kernels, Stream, Tensor};
 use lora_sb_model::{Batch, Config, Model, Parameter, Recompute, Sequence, Site, Storage};
 use lora_sb_tune::eval::{labels, sequence};
 use lora_sb_tune::{AdapterConfig, Bases, Convention, InitConfig, Method, Targets, Tuned};
 use safetensors::{Dtype, SafeTensors};
 
-// The crate of models compares itself with the same fixtures.
+// The crate of models runs on the same devices and compares itself with the same fixtures.
+#[path = "../../../model/tests/support/device.rs"]
+pub(crate) mod device;
 #[path = "../../../model/tests/support/padded.rs"]
 mod padded;
 
+pub(crate) use device::device;
+use device::golden_root;
 use padded::Padded;
-
-/// A processor with two threads.
-pub(crate) fn cpu() -> Arc<dyn Kernels> {
-    Arc::new(Cpu::new(2).unwrap())
-}
-
-fn golden_root() -> PathBuf {
-    let set = std::env::var_os("LORA_SB_GOLDEN").map(PathBuf::from);
-    set.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden"))
-}
 
 /// The fixtures of a family, or `None` with a line that no test runner swallows.
 pub(crate) fn golden(family: &str) -> Option<PathBuf> {
@@ -74,13 +68,13 @@ pub(crate) fn golden_model(dir: &Path, storage: Storage) -> Model {
     Model::load(&dir.join("model"), golden_device(dir), storage).unwrap()
 }
 
-/// The processor, where no prediction is made from a padding token.
+/// The device itself, where no prediction is made from a padding token.
 fn golden_device(dir: &Path) -> Arc<dyn Kernels> {
     let json = std::fs::read(dir.join("model/config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let size = |key: &str| config[key].as_u64();
     let pad = size("pad_token_id").zip(size("max_position_embeddings"));
-    let Some((pad, positions)) = pad else { return cpu() };
+    let Some((pad, positions)) = pad else { return device() };
     let mut batches = Vec::new();
     let mut include = |examples: &[Example]| {
         let pads = |example: &Example| example.ids.iter().take_while(|&&id| u64::from(id) == pad).count();
@@ -91,12 +85,12 @@ fn golden_device(dir: &Path) -> Arc<dyn Kernels> {
         train_batches(dir).iter().for_each(|batch| include(batch));
     }
     if batches.iter().flatten().all(|&(_, pads)| pads == 0) {
-        return cpu();
+        return device();
     }
     let lengths = |batch: &[(usize, usize)]| batch.iter().map(|row| row.0).collect::<Vec<_>>();
     let known: BTreeMap<_, _> = batches.iter().map(|batch| (lengths(batch), batch)).collect();
     assert!(batches.iter().all(|batch| known[&lengths(batch)] == batch), "padding follows from the lengths");
-    Arc::new(Padded::new(batches, Some((pad as u32, positions as usize))))
+    Arc::new(Padded::new(device(), batches, Some((pad as u32, positions as usize))))
 }
 
 /// A golden safetensors file.
@@ -297,7 +291,7 @@ pub(crate) fn tiny_model(layers: usize) -> Model {
             "mlp_bias": false, "tie_word_embeddings": false}}"#
     );
     let mut model =
-        Model::random(Config::from_json(json.as_bytes()).unwrap(), cpu(), 11, Storage::Trainable).unwrap();
+        Model::random(Config::from_json(json.as_bytes()).unwrap(), device(), 11, Storage::Trainable).unwrap();
     model.prepare(64).unwrap();
     model
 }
@@ -314,7 +308,7 @@ pub(crate) fn tiny_encoder(model_type: &str, labels: usize) -> Model {
         names.join(", ")
     );
     let config = Config::from_json(json.as_bytes()).unwrap();
-    Model::random(config, cpu(), 11, Storage::Trainable).unwrap()
+    Model::random(config, device(), 11, Storage::Trainable).unwrap()
 }
 
 /// Examples with a label, one text or a pair each. Class `c` of 3 (or the value `c`) shows in its tokens: they are

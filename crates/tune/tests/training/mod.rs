@@ -211,7 +211,7 @@ pub struct Outcome {
 
 /// What the newest checkpoint of a run and its metrics hold.
 pub fn outcome(path: &Path, config: &TrainConfig) -> Outcome {
-    let cpu = common::cpu();
+    let cpu = common::device();
     let checkpoint = Checkpoint::latest(path, &mut |error| panic!("{error}")).unwrap().unwrap();
     let directory = RunDirectory::open(path, plan(config)).unwrap();
     let bits = |tensors: BTreeMap<String, lora_sb_kernels::Tensor>| {

@@ -69,13 +69,9 @@ pub(crate) fn gemm(
     product.run(&a, &b, accum, packed_a, packed_b, &|count, work| team.each(count, work));
 }
 
-/// Bytes that the `f32` product of `[M, K]` and `[K, N]` takes beside its operands and its result: the packed blocks.
-pub fn product_scratch_bytes(m: usize, n: usize, k: usize) -> usize {
-    product_scratch_bytes_of(DType::F32, m, n, k)
-}
-
-/// The same for activations of a type; in `bf16`, with the panels of a few threads.
-pub fn product_scratch_bytes_of(dtype: DType, m: usize, n: usize, k: usize) -> usize {
+/// Bytes that the product of `[M, K]` and `[K, N]` takes beside its operands and its result, for activations of a type: the
+/// packed blocks; in `bf16`, with the panels of a few threads.
+pub(crate) fn product_scratch_bytes_of(dtype: DType, m: usize, n: usize, k: usize) -> usize {
     if dtype == DType::Bf16 {
         return bf16::scratch_bytes(m, n, k, COUNTED_THREADS);
     }

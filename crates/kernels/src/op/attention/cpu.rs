@@ -7,12 +7,12 @@ use super::backward::{self, Backward, Part, Work};
 use super::forward::{self, Forward};
 use super::operands::{Heads, Target};
 use super::tile::Tiles;
-use super::{Attention, AttentionShape, Segments, check};
+use super::{Attention, AttentionShape, Segments, check, one_type};
 use crate::buffer::{Floats, allocated_bytes};
 use crate::cpu::blocks::rows_per_block;
 use crate::cpu::gemm::Output;
 use crate::cpu::vector::{LANES, lanes, vectorised};
-use crate::{Cpu, DType, Error, Result, Tensor};
+use crate::{Cpu, DType, Result, Tensor};
 
 /// Multiplications that are not worth waking other threads for.
 const SERIAL_BELOW: usize = 1 << 20;
@@ -102,7 +102,7 @@ impl Attention for Cpu {
 
 /// Bytes that attention takes beside its operands on so many threads, forward or backward, for sequences of up to
 /// `longest` tokens, which are all.
-pub fn attention_scratch_bytes(
+pub(crate) fn attention_scratch_bytes(
     dtype: DType,
     geometry: &AttentionShape,
     longest: usize,
@@ -189,19 +189,6 @@ fn pairs(geometry: &AttentionShape, (queries, keys): &(Range<usize>, Range<usize
 fn multiplications(geometry: &AttentionShape, segments: &Segments) -> usize {
     let pairs = segments.iter().map(|segment| pairs(geometry, &segment)).sum::<usize>();
     pairs * geometry.heads * geometry.head_size
-}
-
-/// Refuses operands of another type than q, and q of a type that is no activation's.
-fn one_type(op: &'static str, q: &Tensor, others: &[(&'static str, &Tensor)]) -> Result<()> {
-    let expected = match q.dtype() {
-        DType::F32 => "f32, as q",
-        DType::Bf16 => "bf16, as q",
-        found => return Err(Error::Type { op, operand: "q", found, expected: "f32 or bf16" }),
-    };
-    match others.iter().find(|(_, tensor)| tensor.dtype() != q.dtype()) {
-        None => Ok(()),
-        Some(&(operand, tensor)) => Err(Error::Type { op, operand, found: tensor.dtype(), expected }),
-    }
 }
 
 vectorised! {

@@ -17,17 +17,17 @@
 
 mod backward;
 mod cpu;
-mod cuda;
+pub(crate) mod cuda;
 mod forward;
 mod geometry;
 pub mod naive;
 mod operands;
 mod tile;
 
-pub use cpu::attention_scratch_bytes;
+pub(crate) use cpu::attention_scratch_bytes;
 pub use geometry::{AttentionShape, Mask, Segments};
 
-use crate::{Result, Tensor, shape};
+use crate::{DType, Error, Result, Tensor, shape};
 
 /// Attention over packed sequences; q `[T, H*E]`, k and v `[S, G*E]`, where S = T except when generating.
 pub trait Attention {
@@ -75,4 +75,17 @@ pub(crate) fn check(
     shape::expect(op, "v", v, &[("S", s), ("G*E", kv_heads * e)])?;
     shape::expect(op, "o", o, &[("T", t), ("H*E", heads * e)])?;
     shape::expect(op, "lse", lse, &[("T", t), ("H", heads)])
+}
+
+/// Refuses operands of another type than q, and q of a type that is no activation's.
+pub(crate) fn one_type(op: &'static str, q: &Tensor, others: &[(&'static str, &Tensor)]) -> Result<()> {
+    let expected = match q.dtype() {
+        DType::F32 => "f32, as q",
+        DType::Bf16 => "bf16, as q",
+        found => return Err(Error::Type { op, operand: "q", found, expected: "f32 or bf16" }),
+    };
+    match others.iter().find(|(_, tensor)| tensor.dtype() != q.dtype()) {
+        None => Ok(()),
+        Some(&(operand, tensor)) => Err(Error::Type { op, operand, found: tensor.dtype(), expected }),
+    }
 }

@@ -89,12 +89,12 @@ impl CrossEntropy for Cpu {
 }
 
 /// Bytes that the loss of one row takes while its chunk is computed, without the products' own.
-pub fn cross_entropy_row_bytes(v: usize, d: usize) -> usize {
+pub(crate) fn cross_entropy_row_bytes(v: usize, d: usize) -> usize {
     (v.min(VOCABULARY_BLOCK) + d) * size_of::<f32>()
 }
 
 /// Bytes that the loss takes beside its operands: x `[N, D]`, w `[V, D]`, `chunk_rows` rows at a time.
-pub fn cross_entropy_scratch_bytes(
+pub(crate) fn cross_entropy_scratch_bytes(
     dtype: DType,
     (n, v, d): (usize, usize, usize),
     chunk_rows: usize,

@@ -1,6 +1,8 @@
 //! The linear layer on a GPU.
 
-mod plan;
+#[cfg(all(test, feature = "emulator"))]
+mod library_tests;
+pub(crate) mod plan;
 pub(crate) mod product;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;
@@ -8,9 +10,10 @@ mod tests;
 use super::{Extra, Linear, check_term, dims};
 use crate::cuda::blas::Matrix;
 use crate::cuda::launch::DeviceFloats;
+use crate::cuda::memory::granules;
 use crate::{Accum, Cuda, DType, Result, Tensor, shape};
 
-use self::plan::FEW_ROWS;
+use self::plan::{FEW_ROWS, Plan};
 use self::product::{Sum, Typed};
 
 impl Linear for Cuda {
@@ -109,7 +112,7 @@ impl Linear for Cuda {
 impl Cuda {
     /// A weight beside activations of a type: rounded beside `bf16`, as it is beside `f32`, whose kernels widen what they
     /// read.
-    fn weight(
+    pub(crate) fn weight(
         &self,
         op: &'static str,
         (operand, w): (&'static str, &Tensor),
@@ -127,12 +130,24 @@ impl Cuda {
     }
 }
 
-fn of(floats: DeviceFloats, rows: usize, columns: usize) -> Matrix {
+impl Cuda {
+    /// Bytes that a product `[m, k] [k, n]` in the arithmetic of a type takes while it runs, beside its operands: sums of
+    /// parts of the depth. Where the product is `bf16` and the weight is not, the weight's rounded copy comes to it.
+    pub fn product_scratch_bytes(&self, dtype: DType, m: usize, n: usize, k: usize) -> usize {
+        let of = |rows, columns| of(DeviceFloats { address: 0, dtype }, rows, columns);
+        let sum =
+            Sum { first: (of(m, k), of(k, n)), second: None, c: of(m, n), alpha: 1.0, beta: 0.0, bias: None };
+        granules(Plan::of(&sum, self.gpu()).scratch_bytes(m, n))
+    }
+}
+
+/// All of a tensor's elements as a matrix.
+pub(crate) fn of(floats: DeviceFloats, rows: usize, columns: usize) -> Matrix {
     let DeviceFloats { address, dtype } = floats;
     Matrix { address, dtype, rows, columns, stride: columns, transposed: false }
 }
 
-fn beta(accum: Accum) -> f32 {
+pub(crate) fn beta(accum: Accum) -> f32 {
     match accum {
         Accum::Replace => 0.0,
         Accum::Add => 1.0,
@@ -140,7 +155,7 @@ fn beta(accum: Accum) -> f32 {
 }
 
 impl Matrix {
-    fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Matrix { transposed: !self.transposed, ..self }
     }
 }

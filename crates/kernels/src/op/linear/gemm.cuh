@@ -103,17 +103,17 @@ struct Task {
         u32 steps = first_steps + (second_depth + step - 1) / step;
         begin = min(blockIdx.z * steps_of_a_part, steps);
         end = min(begin + steps_of_a_part, steps);
-        place((m + tile_rows - 1) / tile_rows, (n + tile_columns - 1) / tile_columns);
+        place((m + tile_rows - 1) / tile_rows, (n + tile_columns - 1) / tile_columns, 2048 / tile_rows);
         row *= tile_rows, column *= tile_columns;
     }
 
-    // Tiles are made in bands of 8 rows of tiles, one column of a band after another: those that are made at the same
-    // time share rows of a and columns of b, which are then in the cache.
-    DEVICE void place(u32 tile_rows, u32 tile_columns) {
-        constexpr u32 BAND = 8;
-        u32 of_a_band = BAND * tile_columns, band = blockIdx.x / of_a_band, rest = blockIdx.x % of_a_band;
-        u32 height = min(BAND, tile_rows - band * BAND);
-        row = band * BAND + rest % height, column = rest / height;
+    // Tiles are made in bands of rows of tiles, one column of a band after another: those that are made at the same time
+    // share rows of a and columns of b, which are then in the cache. 2048 rows are about as many as the columns of what an
+    // H100 makes at a time.
+    DEVICE void place(u32 tile_rows, u32 tile_columns, u32 band_rows) {
+        u32 of_a_band = band_rows * tile_columns, band = blockIdx.x / of_a_band, rest = blockIdx.x % of_a_band;
+        u32 height = min(band_rows, tile_rows - band * band_rows);
+        row = band * band_rows + rest % height, column = rest / height;
     }
 
     // The term that a step adds products of.
@@ -127,6 +127,7 @@ struct Task {
     }
 
     static DEVICE Operand choose(bool f, const Operand& x, const Operand& y) {
-        return Operand{{f ? x.x.at : y.x.at, f ? x.x.type : y.x.type, 0}, f ? x.stride : y.stride, f ? x.aligned : y.aligned};
+        Floats elements{f ? x.x.at : y.x.at, f ? x.x.type : y.x.type, 0};
+        return Operand{elements, f ? x.stride : y.stride, f ? x.aligned : y.aligned};
     }
 };

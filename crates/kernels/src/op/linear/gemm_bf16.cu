@@ -1,8 +1,8 @@
 // Matrix products of bf16 on the tensor cores: products exact, sums in f32.
 //
 // A block's warps each make 64 x 64 (or 32 x 32) of its tile. The operands go through shared memory in steps of 32 along
-// the depth, several steps ahead; the fragments of a warp's next 16 are loaded while the tensor cores are busy with the last.
-// The scheme is that of CUTLASS's pipelined products for compute capability 8.0.
+// the depth, several steps ahead; the fragments of a warp's next 16 are loaded while the tensor cores are busy with the
+// last. The scheme is that of CUTLASS's pipelined products for compute capability 8.0.
 
 #include "op/linear/gemm.cuh"
 
@@ -26,14 +26,15 @@ struct Tile {
         return (line * CHUNKS + turned) * 16;
     }
 
-    // Starts the copies of what begins at (across, k); zeros outside.
-    static DEVICE void copy(u8* tile, const Operand& x, u32 across, u32 k, u32 width, u32 depth) {
+    // Starts the copies of what begins at (across, k); zeros outside, and everywhere where `wanted` is false.
+    template <bool ALIGNED>
+    static DEVICE void copy(u8* tile, const Operand& x, u32 across, u32 k, u32 width, u32 depth, bool wanted) {
         u32 line = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
         u32 first = (ALONG ? across : k) + line, lines = ALONG ? width : depth;
         u32 i = (ALONG ? k : across) + chunk * CHUNK, length = ALONG ? depth : width;
-        u32 inside = i < length ? min(length - i, CHUNK) : 0;
+        u32 inside = wanted && i < length ? min(length - i, CHUNK) : 0;
         const bf16* from = static_cast<const bf16*>(x.x.at) + (first * x.stride + i);
-        if (x.aligned) {
+        if (ALIGNED || x.aligned) {
 #pragma unroll
             for (u32 j = 0; j < LINES; j += THREADS / CHUNKS)
                 copy_async(tile + place(line + j, chunk), from + j * x.stride, first + j < lines ? 2 * inside : 0);
@@ -54,8 +55,8 @@ struct Tile {
         *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
     }
 
-    // Fragments of 16 across by 16 along the depth, from (across, 16 half) on: the 8 x 8 matrices of lanes 8 to 15 are next to
-    // the first across, those of lanes 16 to 23 along, or with `B` the other way round. See `mma`.
+    // Fragments of 16 across by 16 along the depth, from (across, 16 half) on: the 8 x 8 matrix of lanes 8 to 15 is next to
+    // the first one across, that of lanes 16 to 23 along, or with `B` the other way round. See `mma`.
     template <bool B>
     static DEVICE void fragments(u32 (&r)[4], const u8* tile, u32 across, u32 half) {
         u32 lane = lane_index(), in = lane % 8, low = lane / 8 % 2, high = lane / 16;
@@ -69,7 +70,8 @@ struct Tile {
 };
 
 // The kernel of tiles ROWS x COLUMNS, of warps' tiles WARP_ROWS x WARP_COLUMNS.
-template <u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS, u32 STAGES, bool A_ALONG, bool B_ALONG>
+template <u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS, u32 STAGES, bool ALIGNED, bool A_ALONG,
+    bool B_ALONG>
 struct Product {
     static constexpr u32 THREADS = ROWS / WARP_ROWS * (COLUMNS / WARP_COLUMNS) * WARP;
     static constexpr u32 A = WARP_ROWS / 16, B = WARP_COLUMNS / 16;
@@ -90,15 +92,15 @@ struct Product {
         column = warp / (ROWS / WARP_ROWS) * WARP_COLUMNS;
     }
 
-    // Starts a step's copies, as a group of their own where there are none.
+    // Starts a step's copies, as a group; zeros behind the last step. Without a branch, so that the copies go out between
+    // the products.
     DEVICE void copy(u32 step, u32 stage) {
-        if (step < task.end) {
-            Term term = task.term(step);
-            u32 k = (step < task.first_steps ? step : step - task.first_steps) * STEP;
-            u8* at = stages + stage * STAGE;
-            TileA::copy(at, term.a, task.row, k, task.out.rows, term.depth);
-            TileB::copy(at + TileA::BYTES, term.b, task.column, k, task.out.columns, term.depth);
-        }
+        Term term = task.term(step);
+        u32 k = (step < task.first_steps ? step : step - task.first_steps) * STEP;
+        u8* at = stages + stage * STAGE;
+        bool wanted = step < task.end;
+        TileA::template copy<ALIGNED>(at, term.a, task.row, k, task.out.rows, term.depth, wanted);
+        TileB::template copy<ALIGNED>(at + TileA::BYTES, term.b, task.column, k, task.out.columns, term.depth, wanted);
         copies_commit();
     }
 
@@ -139,12 +141,17 @@ struct Product {
             __syncthreads();
             free = stage;
             stage = stage + 1 == STAGES ? 0 : stage + 1;
-            if (step + 1 < task.end) load<0>(stage);
+            // Behind the last step these are zeros that nobody uses.
+            load<0>(stage);
             add<1>();
         }
+        // The stages' memory is used again.
+        copies_wait<0>();
+        __syncthreads();
     }
 
-    // Sums go through a piece of shared memory of the warp's own, 16 rows at a time, and from there whole rows to the result.
+    // Sums go through a piece of shared memory of the warp's own, 16 rows at a time, and from there whole rows to the
+    // result.
     DEVICE void finish() const {
         // 8 banks from one row to the next, for the four rows that are written at once.
         constexpr u32 PITCH = WARP_COLUMNS + 8, LANES = WARP_COLUMNS / 4;
@@ -169,28 +176,30 @@ struct Product {
     }
 };
 
-template <u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS, u32 STAGES, bool A_ALONG, bool B_ALONG>
+template <u32 ROWS, u32 COLUMNS, u32 WARP_ROWS, u32 WARP_COLUMNS, u32 STAGES, bool ALIGNED, bool A_ALONG,
+    bool B_ALONG>
 DEVICE void product(PRODUCT_PARAMETERS) {
     DYNAMIC_SHARED(stages);
     Task task(ROWS, COLUMNS, STEP, PRODUCT_ARGUMENTS);
-    Product<ROWS, COLUMNS, WARP_ROWS, WARP_COLUMNS, STAGES, A_ALONG, B_ALONG> made(task, stages);
+    Product<ROWS, COLUMNS, WARP_ROWS, WARP_COLUMNS, STAGES, ALIGNED, A_ALONG, B_ALONG> made(task, stages);
     made.run();
     made.finish();
 }
 
-// Named after how b and a lie: forward (x W^T), input gradient (dy W), weight gradient (dy^T x). The fourth way, which no
-// operation has, is left to the f32 kernels.
-#define PRODUCTS(name, blocks, rows, columns, warp_rows, warp_columns, stages)                                          \
-    KERNEL __launch_bounds__(rows / warp_rows * (columns / warp_columns) * WARP, blocks) name##_nt(PRODUCT_PARAMETERS) { \
-        product<rows, columns, warp_rows, warp_columns, stages, true, true>(PRODUCT_ARGUMENTS);                         \
-    }                                                                                                                  \
-    KERNEL __launch_bounds__(rows / warp_rows * (columns / warp_columns) * WARP, blocks) name##_nn(PRODUCT_PARAMETERS) { \
-        product<rows, columns, warp_rows, warp_columns, stages, true, false>(PRODUCT_ARGUMENTS);                        \
-    }                                                                                                                  \
-    KERNEL __launch_bounds__(rows / warp_rows * (columns / warp_columns) * WARP, blocks) name##_tn(PRODUCT_PARAMETERS) { \
-        product<rows, columns, warp_rows, warp_columns, stages, false, false>(PRODUCT_ARGUMENTS);                       \
+// Named after how a and b lie, n as they are read and t transposed: input gradient (dy W), forward (x W^T), weight gradient
+// (dy^T x). The fourth way, which no operation has, is left to the f32 kernels. ALIGNED kernels take operands whose chunks
+// begin at multiples of 16 bytes.
+#define PRODUCT(name, blocks, rows, columns, warp_rows, warp_columns, aligned, a_along, b_along)                        \
+    KERNEL __launch_bounds__(rows / warp_rows * (columns / warp_columns) * WARP, blocks) name(PRODUCT_PARAMETERS) {     \
+        product<rows, columns, warp_rows, warp_columns, 4, aligned, a_along, b_along>(PRODUCT_ARGUMENTS);               \
     }
 
-PRODUCTS(gemm_bf16_256, 1, 128, 256, 64, 64, 4)
-PRODUCTS(gemm_bf16_128, 2, 128, 128, 64, 64, 4)
-PRODUCTS(gemm_bf16_64, 4, 64, 64, 32, 32, 4)
+PRODUCT(gemm_bf16_256_nn, 1, 128, 256, 64, 64, true, true, false)
+PRODUCT(gemm_bf16_256_nt, 1, 128, 256, 64, 64, true, true, true)
+PRODUCT(gemm_bf16_256_tn, 1, 128, 256, 64, 64, true, false, false)
+PRODUCT(gemm_bf16_128_nn, 2, 128, 128, 64, 64, true, true, false)
+PRODUCT(gemm_bf16_128_nt, 2, 128, 128, 64, 64, true, true, true)
+PRODUCT(gemm_bf16_128_tn, 2, 128, 128, 64, 64, true, false, false)
+PRODUCT(gemm_bf16_64_nn, 4, 64, 64, 32, 32, false, true, false)
+PRODUCT(gemm_bf16_64_nt, 4, 64, 64, 32, 32, false, true, true)
+PRODUCT(gemm_bf16_64_tn, 4, 64, 64, 32, 32, false, false, false)

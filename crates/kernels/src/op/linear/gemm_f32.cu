@@ -162,8 +162,8 @@ KERNEL __launch_bounds__(THREADS, 3) gemm_f32_64(PRODUCT_PARAMETERS) {
 }
 
 // c [m, n] = alpha (the sum of `parts` matrices [m, n], the first ones first) + beta c + bias; a thread for four columns.
-KERNEL sum_parts(const float* parts, u32 count, u32 m, u32 n, FloatsMut c, u64 c_stride, Floats bias, float alpha, float beta,
-    u32 aligned) {
+KERNEL sum_parts(const float* parts, u32 count, u32 m, u32 n, FloatsMut c, u64 c_stride, Floats bias, float alpha,
+    float beta, u32 aligned) {
     u32 fours = (n + 3) / 4;
     u64 thread = u64(blockIdx.x) * blockDim.x + threadIdx.x;
     u32 row = u32(thread / fours), column = u32(thread % fours) * 4;

@@ -3,7 +3,7 @@
 use crate::DType;
 use crate::cuda::driver::Gpu;
 
-use super::product::{Sum, depth};
+use super::product::{Sum, aligned, depth};
 
 /// A kernel, by its arithmetic and the size of its tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,22 +25,25 @@ pub(super) enum Kernel {
 use Kernel::{Bf16Large, Bf16Medium, Bf16Small, F32Large, F32Small, Few};
 
 /// Up to this many rows a weight is read once, in place and as it is stored.
-pub(super) const FEW_ROWS: usize = 8;
+pub(crate) const FEW_ROWS: usize = 8;
 
 impl Kernel {
-    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways.
+    /// Those that can make a sum; the tensor cores' take operands of `bf16` that lie in one of three ways, and the larger ones
+    /// only such that lie at whole vectors.
     fn of(sum: &Sum) -> &'static [Kernel] {
-        let terms = std::iter::once(sum.first).chain(sum.second);
-        let mut operands = terms.flat_map(|(a, b)| [a, b]);
+        let mut operands = sum.operands();
         let transposed = (sum.first.0.transposed, sum.first.1.transposed);
         match sum.c.rows {
             1 if transposed == (false, true) => &[Few(1)],
             2..=4 if transposed == (false, true) => &[Few(4)],
             5..=FEW_ROWS if transposed == (false, true) => &[Few(8)],
-            _ if transposed != (true, true) && operands.all(|x| x.dtype == DType::Bf16) => {
+            _ if transposed == (true, true) || operands.any(|x| x.dtype != DType::Bf16) => {
+                &[F32Large, F32Small]
+            }
+            _ if sum.operands().all(|x| aligned(&x, Bf16Large.vector())) => {
                 &[Bf16Large, Bf16Medium, Bf16Small]
             }
-            _ => &[F32Large, F32Small],
+            _ => &[Bf16Small],
         }
     }
 
@@ -97,11 +100,6 @@ impl Kernel {
         }
     }
 
-    /// Whether a part of the depth may be of so many steps.
-    fn divides(self, steps: usize) -> bool {
-        !matches!(self, Few(_)) && steps >= 4
-    }
-
     /// Elements that one load brings.
     pub(super) fn vector(self) -> usize {
         match self {
@@ -147,18 +145,28 @@ impl Plan {
         let kernels = Kernel::of(sum).iter().filter(|kernel| kernel.shared_bytes() <= gpu.shared_bytes);
         let plans = kernels.flat_map(|&kernel| PARTS.map(|parts| Plan { kernel, parts }));
         let best = plans
-            .filter(|plan| plan.parts == 1 || plan.kernel.divides(plan.steps_of_a_part(sum)))
+            .filter(|plan| plan.parts == 1 || plan.divides(sum, gpu.multiprocessors))
             .map(|plan| (plan.clocks(sum, gpu.multiprocessors), plan))
             .min_by(|x, y| x.0.total_cmp(&y.0));
         best.expect("the smallest tile fits every GPU").1
     }
 
+    /// Whether its parts are worth it: of some depth, and no more than fill the GPU, which bounds their memory besides.
+    fn divides(self, sum: &Sum, multiprocessors: u32) -> bool {
+        let enough = self.steps_of_a_part(sum) >= 4 && self.blocks(sum) <= 4 * multiprocessors as usize;
+        enough && !matches!(self.kernel, Few(_))
+    }
+
+    fn blocks(self, sum: &Sum) -> usize {
+        let [rows, columns] = self.kernel.tile();
+        sum.c.rows.div_ceil(rows) * sum.c.columns.div_ceil(columns) * self.parts
+    }
+
     /// An estimate, to choose by.
     fn clocks(self, sum: &Sum, multiprocessors: u32) -> f64 {
         let ([rows, columns], (m, n)) = (self.kernel.tile(), (sum.c.rows, sum.c.columns));
-        let tiles = m.div_ceil(rows) * n.div_ceil(columns) * self.parts;
         let products = (rows * columns * self.kernel.step() * self.steps_of_a_part(sum)) as f64;
-        let waves = tiles.div_ceil(multiprocessors as usize) as f64;
+        let waves = self.blocks(sum).div_ceil(multiprocessors as usize) as f64;
         let clocks = waves * (products / self.kernel.rate() + BLOCK_CLOCKS);
         let (bytes, rate) = (2 * self.scratch_bytes(m, n), MEMORY_RATE * f64::from(multiprocessors));
         let addition = if self.parts > 1 { LAUNCH_CLOCKS + bytes as f64 / rate } else { 0.0 };
@@ -167,8 +175,7 @@ impl Plan {
 
     /// Steps of both terms that each part takes.
     pub(super) fn steps_of_a_part(self, sum: &Sum) -> usize {
-        let terms = std::iter::once(&sum.first).chain(&sum.second);
-        let steps: usize = terms.map(|term| depth(term).div_ceil(self.kernel.step())).sum();
+        let steps: usize = sum.terms().map(|term| depth(&term).div_ceil(self.kernel.step())).sum();
         steps.div_ceil(self.parts)
     }
 

@@ -23,6 +23,21 @@ pub(crate) struct Sum {
     pub(crate) bias: Option<DeviceFloats>,
 }
 
+impl Sum {
+    pub(super) fn terms(&self) -> impl Iterator<Item = (Matrix, Matrix)> {
+        std::iter::once(self.first).chain(self.second)
+    }
+
+    pub(super) fn operands(&self) -> impl Iterator<Item = Matrix> {
+        self.terms().flat_map(|(a, b)| [a, b])
+    }
+
+    /// Products of the first term.
+    fn products(&self) -> usize {
+        self.c.rows * self.c.columns * depth(&self.first)
+    }
+}
+
 impl Cuda {
     /// A product whose operands are of one type, `bf16` or `f32`; c may be anything where beta is 0, and is no operand.
     pub(crate) fn product(&self, op: &'static str, product: &Product) -> Result<()> {
@@ -33,9 +48,15 @@ impl Cuda {
 
     /// A sum of products.
     pub(crate) fn sum(&self, op: &'static str, sum: &Sum) -> Result<()> {
-        match sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
-            true => Ok(()),
-            false => self.sum_by_kernels(op, sum, Plan::of(sum, self.gpu())),
+        if sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {
+            return Ok(());
+        }
+        match sum.second {
+            // A thin term at odd places would keep the whole sum from the fastest kernels.
+            Some(second) if sum.products() >= TWO_LAUNCHES && at_odds(sum.first, second) => {
+                self.two_sums(op, sum, second)
+            }
+            _ => self.sum_by_kernels(op, sum, Plan::of(sum, self.gpu())),
         }
     }
 
@@ -46,10 +67,8 @@ impl Cuda {
     fn sum_by_library(&self, op: &'static str, sum: &Sum) -> Result<bool> {
         let Some(blas) = self.driver.blas().filter(|_| library_is_faster(sum)) else { return Ok(false) };
         let &Sum { first: (a, b), second, c, alpha, beta, bias } = sum;
-        if let Some(first) = second {
-            self.sum(op, &Sum { first, second: None, ..*sum })?;
-            self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })?;
-            return Ok(true);
+        if let Some(second) = second {
+            return self.two_sums(op, sum, second).map(|()| true);
         }
         let rounded = bias.map(|bias| self.as_type(op, bias, c.columns, c.dtype)).transpose()?;
         let bias = rounded.as_ref().map(|bias| bias.floats.address);
@@ -57,6 +76,12 @@ impl Cuda {
         // SAFETY: the operation has checked that its tensors are as large as their shapes say.
         let outcome = unsafe { blas.product(&Product { a, b, c, alpha, beta, bias }) };
         outcome.map_err(|failure| driver_error(op, &failure))
+    }
+
+    /// A sum of two terms as two sums, the second term's first.
+    pub(super) fn two_sums(&self, op: &'static str, sum: &Sum, second: (Matrix, Matrix)) -> Result<()> {
+        self.sum(op, &Sum { first: second, second: None, ..*sum })?;
+        self.sum(op, &Sum { second: None, beta: 1.0, bias: None, ..*sum })
     }
 
     /// Elements in another type: where they are, or in scratch.
@@ -78,23 +103,48 @@ impl Cuda {
 
     /// By the kernels of a plan, which takes such a sum.
     pub(super) fn sum_by_kernels(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<()> {
-        let (m, n) = (word(op, sum.c.rows)?, word(op, sum.c.columns)?);
-        if plan.parts == 1 {
-            return self.launch_sum(op, sum, plan);
+        match plan.parts {
+            1 => self.launch_sum(op, sum, plan),
+            _ => self.add_parts(op, &self.parts_by_kernels(op, sum, plan)?, sum),
         }
-        let parts = self.scratch(op, plan.scratch_bytes(sum.c.rows, sum.c.columns))?;
-        let c = Matrix { address: parts.address(), dtype: DType::F32, stride: sum.c.columns, ..sum.c };
-        self.launch_sum(op, &Sum { c, alpha: 1.0, beta: 0.0, bias: None, ..*sum }, plan)?;
-        let threads = sum.c.rows * sum.c.columns.div_ceil(4);
+    }
+
+    /// a b, a `[m, k]` and b `[k, n]`, as it comes: in as many parts as are made at once.
+    pub(crate) fn parts(&self, op: &'static str, a: Matrix, b: Matrix) -> Result<Parts> {
+        let (rows, columns) = (if a.transposed { a.columns } else { a.rows }, width(&b));
+        let c = Matrix { address: 0, dtype: DType::F32, rows, columns, stride: columns, transposed: false };
+        let sum = Sum { first: (a, b), second: None, c, alpha: 1.0, beta: 0.0, bias: None };
+        if self.driver.blas().is_some() && library_is_faster(&sum) {
+            let storage = self.scratch(op, rows * columns * DType::F32.size())?;
+            self.sum(op, &Sum { c: Matrix { address: storage.address(), ..c }, ..sum })?;
+            return Ok(Parts { storage, count: 1, rows, columns });
+        }
+        self.parts_by_kernels(op, &sum, Plan::of(&sum, self.gpu()))
+    }
+
+    /// The terms' sum in the parts of a plan.
+    fn parts_by_kernels(&self, op: &'static str, sum: &Sum, plan: Plan) -> Result<Parts> {
+        let &Matrix { rows, columns, .. } = &sum.c;
+        let storage = self.scratch(op, plan.parts * rows * columns * DType::F32.size())?;
+        let c = Matrix { address: storage.address(), dtype: DType::F32, stride: columns, ..sum.c };
+        if rows > 0 && columns > 0 {
+            self.launch_sum(op, &Sum { c, alpha: 1.0, beta: 0.0, bias: None, ..*sum }, plan)?;
+        }
+        Ok(Parts { storage, count: plan.parts, rows, columns })
+    }
+
+    /// `c = alpha (the parts' sum) + beta c + bias`, with the rest of what `sum` says.
+    fn add_parts(&self, op: &'static str, parts: &Parts, sum: &Sum) -> Result<()> {
+        let threads = parts.rows * parts.columns.div_ceil(4);
         self.launch(
             op,
             "sum_parts",
             Launch::blocks(threads.div_ceil(THREADS as usize), THREADS),
             &[
-                parts.address().into(),
-                (plan.parts as u32).into(),
-                m.into(),
-                n.into(),
+                parts.storage.address().into(),
+                (parts.count as u32).into(),
+                word(op, parts.rows)?.into(),
+                word(op, parts.columns)?.into(),
                 floats(&sum.c).into(),
                 (sum.c.stride as u64).into(),
                 bias(sum).into(),
@@ -140,6 +190,15 @@ impl Cuda {
     }
 }
 
+/// Matrices of `f32` `[rows, columns]`, one behind the other, whose sum is a product.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) storage: Storage,
+    pub(crate) count: usize,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
 /// Elements in a type that was asked for.
 #[derive(Debug)]
 pub(crate) struct Typed {
@@ -153,8 +212,14 @@ const TWO_LAUNCHES: usize = 1 << 31;
 
 fn library_is_faster(sum: &Sum) -> bool {
     let &Sum { first: (a, b), second, c, .. } = sum;
-    let terms = second.is_none() || c.rows * c.columns * depth(&sum.first) >= TWO_LAUNCHES;
+    let terms = second.is_none() || sum.products() >= TWO_LAUNCHES;
     a.dtype == b.dtype && a.dtype != DType::F16 && depth(&sum.first) > 0 && c.rows > FEW_ROWS && terms
+}
+
+/// Whether only the first of two terms of `bf16` lies at whole vectors.
+fn at_odds(first: (Matrix, Matrix), second: (Matrix, Matrix)) -> bool {
+    let whole = |(a, b): (Matrix, Matrix)| [a, b].iter().all(|x| x.dtype == DType::Bf16 && aligned(x, 8));
+    whole(first) && !whole(second)
 }
 
 /// Products along the depth of a term.
@@ -162,8 +227,13 @@ pub(super) fn depth((a, _): &(Matrix, Matrix)) -> usize {
     if a.transposed { a.rows } else { a.columns }
 }
 
+/// Columns of b as it is read.
+fn width(b: &Matrix) -> usize {
+    if b.transposed { b.rows } else { b.columns }
+}
+
 /// A size as the kernels take it.
-fn word(op: &'static str, size: usize) -> Result<u32> {
+pub(crate) fn word(op: &'static str, size: usize) -> Result<u32> {
     let message = || format!("a product of {size} rows or columns");
     // Kernels add a tile's size to it.
     match u32::try_from(size) {
@@ -186,7 +256,7 @@ fn output_aligned(sum: &Sum) -> bool {
 }
 
 /// Whether vectors of so many elements can be read of a matrix.
-fn aligned(matrix: &Matrix, vector: usize) -> bool {
+pub(super) fn aligned(matrix: &Matrix, vector: usize) -> bool {
     let bytes = vector * matrix.dtype.size();
     matrix.address.is_multiple_of(bytes as u64) && matrix.stride.is_multiple_of(vector)
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The PyTorch side of `compare_step.py`, which starts it: one measurement in a process of its own, one JSON line.
+"""The PyTorch side of `compare_step.py` and `check-device`, which start it: one measurement in a process of its own, one JSON line.
 
 `step` trains on batches that `lora-sb bench --write-batches` wrote, a JSON line an example, padded as PyTorch needs it;
 tokens are counted without the padding. `init` takes LoRA-SB's start the way its authors' code does: the gradient of the
 whole model over the samples (with `--gradients targets` only of what is adapted), then `torch.svd_lowrank(q=r, niter=10)`
 of each target's sign matrix.
 
-Types: f32; bf16 (all weights); autocast (f32 weights, products in bf16). The optimizer is the fused AdamW.
+Types: f32; bf16 (all weights); autocast (f32 weights, products in bf16). The optimizer is the fused AdamW. With
+`--random-weights` the model may be a config.json alone: speed and memory do not depend on the values.
 """
 import argparse
 import contextlib
@@ -36,7 +37,7 @@ def processor_time():
     return (own.user + own.system) * ticks, busy, busy + idle + waiting
 
 
-os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from torch import nn  # noqa: E402
@@ -53,11 +54,12 @@ class Latent(nn.Module):
         super().__init__()
         out, inner = base.weight.shape
         dtype = base.weight.dtype
-        orthonormal = lambda n: torch.linalg.qr(torch.randn(n, rank, generator=generator))[0].to(dtype)  # noqa: E731
+        device = base.weight.device
+        orthonormal = lambda n: torch.linalg.qr(torch.randn(n, rank, generator=generator))[0].to(device, dtype)  # noqa: E731
         self.base = base
         self.register_buffer("A", orthonormal(inner).T.contiguous())
         self.register_buffer("B", orthonormal(out))
-        self.R = nn.Parameter(torch.eye(rank, dtype=dtype) * 1e-4)
+        self.R = nn.Parameter(torch.eye(rank, dtype=dtype, device=device) * 1e-4)
 
     def forward(self, x):
         return self.base(x) + F.linear(F.linear(F.linear(x, self.A), self.R), self.B)
@@ -71,9 +73,14 @@ def load(a, labels):
     for name, value in vars(config).items():
         if "dropout" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-    options = dict(config=config, dtype=dtype)
-    options |= dict(attn_implementation=a.attention) if a.attention else {}
-    if labels is None:
+    attention = dict(attn_implementation=a.attention) if a.attention else {}
+    options = dict(config=config, dtype=dtype, **attention)
+    if a.random_weights:
+        if labels is not None:
+            raise SystemExit("--random-weights is for decoders")
+        with torch.device(a.device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+    elif labels is None:
         model = transformers.AutoModelForCausalLM.from_pretrained(a.model, **options)
     else:
         config.num_labels = labels
@@ -81,7 +88,7 @@ def load(a, labels):
             a.model, ignore_mismatched_sizes=True, **options
         )
     model.config.use_cache = False
-    return model.train()
+    return model.to(a.device).train()
 
 
 def targets(model, labels):
@@ -126,7 +133,10 @@ def padded(examples, model, width):
     else:
         labels = [[i if t else -100 for i, t in zip(e["ids"], e["trained"])] for e in examples]
         batch["labels"] = torch.tensor([fill(row, -100) for row in labels])
-    return batch
+    if all(len(example["ids"]) == width for example in examples):
+        # Nothing is padded: without a mask attention takes its fastest way.
+        del batch["attention_mask"]
+    return {name: values.to(model.device) for name, values in batch.items()}
 
 
 def step(a):
@@ -138,7 +148,7 @@ def step(a):
     model = adapt(load(a, labels), a, labels)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
-    amp = torch.autocast("cpu", dtype=torch.bfloat16) if a.dtype == "autocast" else contextlib.nullcontext()
+    amp = torch.autocast(a.device, dtype=torch.bfloat16) if a.dtype == "autocast" else contextlib.nullcontext()
     seconds, tokens, losses, ready = [], [], [], age()
     for number, examples in enumerate(steps):
         if number == a.warmup:
@@ -163,11 +173,17 @@ def step(a):
     )  # fmt: skip
 
 
+def wait(a):
+    """Until the device has done what it was asked for."""
+    if a.device == "cuda":
+        torch.cuda.synchronize()
+
+
 def init(a):
     """Seconds of the gradient, and of the factorisation at each rank."""
     lines = [json.loads(line) for line in open(a.batches)]
     model = load(a, None)
-    amp = torch.autocast("cpu", dtype=torch.bfloat16) if a.dtype == "autocast" else contextlib.nullcontext()
+    amp = torch.autocast(a.device, dtype=torch.bfloat16) if a.dtype == "autocast" else contextlib.nullcontext()
     if a.gradients == "targets":
         model.requires_grad_(False)
         for name in targets(model, None):
@@ -178,6 +194,7 @@ def init(a):
         with amp:
             loss = model(**padded(examples, model, 0)).loss
         (loss / len(examples)).backward()
+    wait(a)
     gradient = time.perf_counter() - start
     factorise = {}
     for rank in a.ranks:
@@ -185,6 +202,7 @@ def init(a):
         for name in targets(model, None):
             update = -1e-5 * torch.sign(model.get_submodule(name).weight.grad.float())
             torch.svd_lowrank(update, q=rank, niter=10)
+        wait(a)
         factorise[str(rank)] = time.perf_counter() - start
     return dict(gradient_s=gradient, factorise_s=factorise)
 
@@ -199,6 +217,8 @@ def main():
     p.add_argument("--rank", type=int, default=64)
     p.add_argument("--warmup", type=int, default=2)
     p.add_argument("--threads", type=int)
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--random-weights", action="store_true", help="instead of those of --model")
     p.add_argument("--attention", help="attn_implementation [default: transformers' own choice]")
     p.add_argument("--pad-to", type=int, default=0, help="pad to so many tokens [default: to the batch's longest]")
     p.add_argument("--init-batch", type=int, default=3)
@@ -210,7 +230,10 @@ def main():
     result = step(a) if a.what == "step" else init(a)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     versions = f"pytorch {torch.__version__}, transformers {transformers.__version__}"
-    print(json.dumps(dict(side=f"{versions}, {a.dtype}", **result, peak_rss_bytes=peak)))
+    memory = dict(peak_rss_bytes=peak)
+    if a.device == "cuda":
+        memory |= dict(peak_device_bytes=torch.cuda.max_memory_allocated(), device=torch.cuda.get_device_name())
+    print(json.dumps(dict(side=f"{versions}, {a.dtype}", **result, **memory)))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ pub(crate) mod sizes;
 
 use std::sync::Arc;
 
+use self::driver::Driver;
 pub use self::driver::Gpu;
 #[cfg(feature = "emulator")]
 pub use self::emulator::ThreadOrder;
-use self::driver::Driver;
 use self::launch::DeviceFloats;
 use self::memory::{DeviceMemory, Storage};
 pub use self::probe::{Candidate, Problem, Products, Report, probe};
@@ -107,8 +107,12 @@ impl Cuda {
     ) -> Result<DeviceFloats> {
         let floats = self.floats(op, operand, x)?;
         match (&x.buffer, floats.dtype) {
-            (Buffer::Cuda(DeviceBuffer { origin: Origin::Device, .. }), DType::F32 | DType::Bf16) => Ok(floats),
-            (_, found) => Err(Error::Type { op, operand, found, expected: "f32 or bf16 that is not a file's" }),
+            (Buffer::Cuda(DeviceBuffer { origin: Origin::Device, .. }), DType::F32 | DType::Bf16) => {
+                Ok(floats)
+            }
+            (_, found) => {
+                Err(Error::Type { op, operand, found, expected: "f32 or bf16 that is not a file's" })
+            }
         }
     }
 
@@ -157,7 +161,12 @@ impl Cuda {
     }
 
     /// Copies values to a place on the device.
-    pub(crate) fn upload<T: bytemuck::NoUninit>(&self, op: &'static str, to: &Storage, values: &[T]) -> Result<()> {
+    pub(crate) fn upload<T: bytemuck::NoUninit>(
+        &self,
+        op: &'static str,
+        to: &Storage,
+        values: &[T],
+    ) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         assert!(bytes.len() <= to.bytes(), "{op}: {} bytes into {}", bytes.len(), to.bytes());
         if bytes.is_empty() {

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
-use crate::cuda::module::{MODULES, kernels};
+use crate::cuda::module::{MODULES, Module, kernels};
 
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 12] = [
     "-std=c++17",
     "-O1",
     "-march=native",
     "-ffp-contract=off",
     "-fPIC",
     "-fno-strict-aliasing",
+    // A GPU faults at a vector that is not aligned for its size; so does this, without a library.
+    "-fsanitize=alignment",
+    "-fsanitize-undefined-trap-on-error",
     "-DEMULATED",
     "-w",
     "-x",
@@ -38,6 +41,13 @@ pub(in crate::cuda) fn library() -> Result<Option<PathBuf>, String> {
     build.run().map(Some)
 }
 
+/// A module as C++. What it defines is its own: the linker would take one for another where two modules' functions or shared
+/// variables have a name in common.
+fn unit(module: &Module, registered: &str) -> String {
+    let Module { name, source, .. } = module;
+    format!("#include \"emulator.hpp\"\nnamespace of_{name} {{\n#include \"{source}\"\n{registered}}}\n")
+}
+
 struct Build {
     compiler: String,
     src: PathBuf,
@@ -47,15 +57,22 @@ struct Build {
 impl Build {
     fn run(&self) -> Result<PathBuf, String> {
         let shared = [self.read("cuda/prelude.cuh")?, self.read("cuda/emulator/emulator.hpp")?];
-        let mut units = vec![("emulator".to_string(), "#include \"emulator.cpp\"\n".to_string(), self.read("cuda/emulator/emulator.cpp")?)];
+        let mut units = vec![(
+            "emulator".to_string(),
+            "#include \"emulator.cpp\"\n".to_string(),
+            self.read("cuda/emulator/emulator.cpp")?,
+        )];
         for (index, module) in MODULES.iter().enumerate() {
             let registered = kernels(index).map(|kernel| format!("EMULATE({});\n", kernel.name));
-            let unit = format!("#include \"{}\"\n{}", module.source, registered.collect::<String>());
+            let unit = unit(module, &registered.collect::<String>());
             units.push((module.name.to_string(), unit, self.with_includes(module.source)?));
         }
         let objects: Vec<PathBuf> = units
             .iter()
-            .map(|(name, unit, source)| self.out.join(format!("{name}-{:016x}.o", sum(&(&shared, unit, source, FLAGS, &self.compiler)))))
+            .map(|(name, unit, source)| {
+                self.out
+                    .join(format!("{name}-{:016x}.o", sum(&(&shared, unit, source, FLAGS, &self.compiler))))
+            })
             .collect();
         let mut running: Vec<(PathBuf, PathBuf, Child)> = Vec::new();
         for ((name, unit, _), object) in units.iter().zip(&objects) {
@@ -65,7 +82,8 @@ impl Build {
             if running.len() >= 2 {
                 finish(running.remove(0))?;
             }
-            let (file, part) = (self.out.join(format!("{name}-{}.cpp", std::process::id())), self.own(object));
+            let (file, part) =
+                (self.out.join(format!("{name}-{}.cpp", std::process::id())), self.own(object));
             std::fs::write(&file, unit).map_err(|error| format!("{}: {error}", file.display()))?;
             let child = self.compile(&file, &part)?;
             let _ = name;
@@ -78,8 +96,18 @@ impl Build {
     fn compile(&self, file: &Path, object: &Path) -> Result<Child, String> {
         let mut command = Command::new(&self.compiler);
         command.args(FLAGS).arg("-c").arg(file).arg("-o").arg(object);
-        command.arg("-I").arg(&self.src).arg("-I").arg(self.src.join("cuda")).arg("-I").arg(self.src.join("cuda/emulator"));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|error| format!("{}: {error}", self.compiler))
+        command
+            .arg("-I")
+            .arg(&self.src)
+            .arg("-I")
+            .arg(self.src.join("cuda"))
+            .arg("-I")
+            .arg(self.src.join("cuda/emulator"));
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", self.compiler))
     }
 
     fn link(&self, objects: &[PathBuf]) -> Result<PathBuf, String> {
@@ -90,7 +118,11 @@ impl Build {
         let part = self.own(&library);
         let mut command = Command::new(&self.compiler);
         command.arg("-shared").args(objects).arg("-o").arg(&part);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
         finish((part, library.clone(), child))?;
         Ok(library)
     }

@@ -108,6 +108,28 @@ static char* stacks() {
     return memory;
 }
 
+constexpr size_t PAGE = 4096;
+
+static size_t whole_pages(size_t bytes) {
+    return (bytes + PAGE - 1) / PAGE * PAGE;
+}
+
+// Memory of `bytes` bytes, a multiple of 128, that ends where a page begins which cannot be touched.
+static char* fenced(size_t bytes) {
+    size_t whole = whole_pages(bytes);
+    void* found = mmap(nullptr, whole + 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (found == MAP_FAILED) return nullptr;
+    char* start = static_cast<char*>(found);
+    mprotect(start, PAGE, PROT_NONE);
+    mprotect(start + PAGE + whole, PAGE, PROT_NONE);
+    return start + PAGE + whole - bytes;
+}
+
+static void unfence(char* memory, size_t bytes) {
+    size_t whole = whole_pages(bytes);
+    munmap(memory + bytes - whole - PAGE, whole + 2 * PAGE);
+}
+
 // Runs every thread that waits for nothing up to its next meeting; false where there was none.
 static bool advance(Block& b, bool backwards) {
     bool moved = false;
@@ -202,7 +224,9 @@ extern "C" int emulate(const char* name, const unsigned* grid, unsigned threads,
         b.threads[i].lane = i % 32;
         b.threads[i].warp = i / 32;
     }
-    std::vector<u8> shared(shared_bytes + 128);
+    size_t shared_whole = (shared_bytes + 127) / 128 * 128;
+    char* shared = fenced(shared_whole);
+    if (!shared) std::abort();
     struct Call {
         Entry entry;
         void** arguments;
@@ -219,10 +243,25 @@ extern "C" int emulate(const char* name, const unsigned* grid, unsigned threads,
         for (unsigned y = 0; y < grid[1]; y++)
             for (unsigned x = 0; x < grid[0]; x++) {
                 b.index = {x, y, z};
-                std::memset(shared.data(), 0xff, shared.size());
-                uintptr_t start = reinterpret_cast<uintptr_t>(shared.data());
-                b.dynamic_shared = reinterpret_cast<u8*>((start + 127) / 128 * 128);
-                if (!run_block(b, backwards)) return 3;
+                std::memset(shared, 0xff, shared_whole);
+                b.dynamic_shared = reinterpret_cast<u8*>(shared);
+                if (!run_block(b, backwards)) {
+                    unfence(shared, shared_whole);
+                    return 3;
+                }
             }
+    unfence(shared, shared_whole);
     return 0;
+}
+
+// Memory of the emulated GPU: `bytes` is a multiple of 256. Nothing before or behind it can be touched, beside the rest of its
+// first page.
+extern "C" void* emulator_allocate(size_t bytes) {
+    char* memory = fenced(bytes);
+    if (memory) std::memset(memory, 0xff, bytes);
+    return memory;
+}
+
+extern "C" void emulator_free(void* memory, size_t bytes) {
+    unfence(static_cast<char*>(memory), bytes);
 }

@@ -3,7 +3,8 @@
 // It is the specification of a kernel's meaning, not of its speed: blocks run one after another, and a block's threads run
 // one after another from one meeting point (a barrier, a shuffle, a product of the tensor cores) to the next. The order of
 // the threads is a setting: a result that depends on it is a race. Asynchronous copies happen at the last moment at which
-// they may, so that reading too early is seen. Memory that is not written holds NaN.
+// they may, so that reading too early is seen. Memory that is not written holds NaN; what lies behind it cannot be read; a
+// vector that is not aligned for its size ends the program.
 
 #pragma once
 
@@ -30,7 +31,7 @@
 #define DYNAMIC_SHARED(name) u8* name = emulator::block().dynamic_shared
 #define CUDART_INF_F INFINITY
 
-struct uint2 {
+struct alignas(8) uint2 {
     unsigned x, y;
 };
 struct alignas(16) uint4 {
@@ -88,7 +89,7 @@ struct Warp {
 
 struct Block {
     dim3 index, grid, size;
-    u8* dynamic_shared;
+    unsigned char* dynamic_shared;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     Thread* current;
@@ -272,7 +273,14 @@ inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
     }
 }
 
+// Ends the program, naming what was done wrong: a GPU would end the process's context.
+[[noreturn]] inline void fault(const char* what) {
+    std::fprintf(stderr, "emulator: %s\n", what);
+    std::abort();
+}
+
 inline void load_matrices(unsigned (&r)[4], const void* row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) fault("load_matrices: a row that is not 16-byte aligned");
     const unsigned(*words)[emulator::MOST_WORDS] = emulator::exchange(row);
     unsigned lane = emulator::block().current->lane;
     for (unsigned m = 0; m < 4; m++) {
@@ -284,6 +292,7 @@ inline void load_matrices(unsigned (&r)[4], const void* row) {
 }
 
 inline void load_matrices_transposed(unsigned (&r)[4], const void* row) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) fault("load_matrices_transposed: a row that is not 16-byte aligned");
     const unsigned(*words)[emulator::MOST_WORDS] = emulator::exchange(row);
     unsigned lane = emulator::block().current->lane;
     for (unsigned m = 0; m < 4; m++) {
@@ -299,8 +308,7 @@ inline void load_matrices_transposed(unsigned (&r)[4], const void* row) {
 
 inline void copy_async(void* to_shared, const void* from, unsigned bytes = 16) {
     if (reinterpret_cast<uintptr_t>(to_shared) % 16 || (bytes && reinterpret_cast<uintptr_t>(from) % 16)) {
-        std::fprintf(stderr, "copy_async: an address that is not 16-byte aligned\n");
-        std::abort();
+        fault("copy_async: an address that is not 16-byte aligned");
     }
     std::memset(to_shared, 0xff, 16);
     emulator::block().current->copies.back().push_back({to_shared, from, bytes});

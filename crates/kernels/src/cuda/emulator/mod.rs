@@ -1,12 +1,11 @@
 //! A driver that runs the kernels on the processor: what they mean can be tested where there is no GPU.
 //!
 //! The `.cu` files are compiled as C++ by the system's compiler, once for each state of the sources, beside the test
-//! program. See `emulator.hpp` for what is emulated. Memory is fenced: a kernel that writes outside its tensors is found
-//! when they are dropped, and memory that nobody has written holds NaN.
+//! program. See `emulator.hpp` for what is emulated. Memory is fenced: a kernel that reads or writes behind a tensor ends the
+//! program, and memory that nobody has written holds NaN.
 
 mod build;
 
-use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CString, c_char, c_int, c_void};
 
 use libloading::Library;
@@ -28,15 +27,12 @@ pub enum ThreadOrder {
     Backward,
 }
 
-/// Bytes before and behind a piece of memory, and its alignment.
-const FENCE: usize = 256;
-/// What they hold.
-const FENCE_BYTE: u8 = 0xa5;
-/// What memory holds that nobody has written: NaN in every floating type.
-const UNWRITTEN: u8 = 0xff;
+type Emulate = unsafe extern "C" fn(*const c_char, *const u32, u32, u32, c_int, *mut *mut c_void) -> c_int;
+type Allocate = unsafe extern "C" fn(usize) -> *mut c_void;
+type Free = unsafe extern "C" fn(*mut c_void, usize);
 
-type Emulate =
-    unsafe extern "C" fn(*const c_char, *const u32, u32, u32, c_int, *mut *mut c_void) -> c_int;
+/// What memory is aligned to, as on a GPU.
+const ALIGNMENT: usize = 256;
 
 #[derive(Debug)]
 struct Emulator {
@@ -68,8 +64,8 @@ impl Cuda {
     }
 }
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes + 2 * FENCE, FENCE).expect("a size that the device has asked for before")
+fn missing(error: &libloading::Error) -> Failure {
+    Failure { call: "emulator", message: error.to_string(), out_of_memory: false }
 }
 
 #[expect(unsafe_code, reason = "memory and calls as a driver has them")]
@@ -83,26 +79,24 @@ impl Driver for Emulator {
             let message = "out of memory".into();
             return Err(Failure { call: "allocate", message, out_of_memory: true });
         }
-        // SAFETY: the layout is not empty; all of it is written before it is read.
-        let start = unsafe {
-            let start = alloc(layout(bytes));
-            start.write_bytes(FENCE_BYTE, bytes + 2 * FENCE);
-            start.add(FENCE).write_bytes(UNWRITTEN, bytes);
-            start.add(FENCE)
+        // SAFETY: the library exports it with this signature.
+        let address = unsafe {
+            let allocate =
+                self.library.get::<Allocate>(b"emulator_allocate").map_err(|error| missing(&error))?;
+            allocate(bytes.next_multiple_of(ALIGNMENT))
         };
-        Ok(start as u64)
+        match address.is_null() {
+            true => Err(Failure { call: "mmap", message: "out of memory".into(), out_of_memory: true }),
+            false => Ok(address as u64),
+        }
     }
 
     unsafe fn free(&self, address: u64, bytes: usize) {
-        // SAFETY: `allocate` made it with the same layout, a fence before the address.
-        let intact = unsafe {
-            let start = (address as *mut u8).sub(FENCE);
-            let fence = |at: usize| std::slice::from_raw_parts(start.add(at), FENCE);
-            let intact = [fence(0), fence(FENCE + bytes)].concat().iter().all(|&byte| byte == FENCE_BYTE);
-            dealloc(start, layout(bytes));
-            intact
-        };
-        assert!(intact || std::thread::panicking(), "a kernel wrote outside a tensor of {bytes} bytes");
+        // SAFETY: the library exports it with this signature, and the address is `emulator_allocate`'s.
+        unsafe {
+            let Ok(free) = self.library.get::<Free>(b"emulator_free") else { return };
+            free(address as *mut c_void, bytes.next_multiple_of(ALIGNMENT));
+        }
     }
 
     unsafe fn upload(&self, to: u64, bytes: &[u8]) -> Outcome {
@@ -124,18 +118,15 @@ impl Driver for Emulator {
     }
 
     unsafe fn launch(&self, start: Start<'_>) -> Outcome {
-        let failed = |message: &str| Failure {
-            call: "emulate",
-            message: message.into(),
-            out_of_memory: false,
-        };
+        let failed =
+            |message: &str| Failure { call: "emulate", message: message.into(), out_of_memory: false };
         if start.shared_bytes as usize > self.gpu.shared_bytes {
             return Err(failed("more shared memory than a block may take"));
         }
         let name = CString::new(start.kernel.name).map_err(|_| failed("a name with a zero byte"))?;
         // SAFETY: the library exports it with this signature; the arguments are the caller's promise.
         let code = unsafe {
-            let emulate = self.library.get::<Emulate>(b"emulate").map_err(|error| failed(&error.to_string()))?;
+            let emulate = self.library.get::<Emulate>(b"emulate").map_err(|error| missing(&error))?;
             let backward = c_int::from(self.order == ThreadOrder::Backward);
             let (grid, arguments) = (start.grid.as_ptr(), start.arguments.as_mut_ptr());
             emulate(name.as_ptr(), grid, start.threads, start.shared_bytes, backward, arguments)

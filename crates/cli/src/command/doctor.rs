@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use lora_sb_kernels::cuda::{Candidate, Problem, Report, probe};
+use lora_sb_kernels::cuda::{Candidate, Problem, Report, probe_memory};
 use lora_sb_kernels::{Accum, Cuda, DType, Kernels};
 use lora_sb_tune::plan::system::available_memory;
 use serde_json::{Map, Value, json};
@@ -16,32 +16,31 @@ use crate::failure::{Failure, Result};
 
 /// Runs the command.
 pub(crate) fn run(arguments: &DoctorArgs) -> Result<ExitCode> {
-    let (here, report) = (Processor::this(), probe());
+    let (here, report) = (Processor::this(), probe_memory());
     let device = Device::open(DeviceChoice::Auto, None)?;
     if arguments.json {
         let checked = Checked::of(&device);
         display::output(&as_json(&here, &report, &device, &checked)?.to_string())?;
-        return outcome(checked);
+        return outcome(&device, checked);
     }
     display::output(&format!("{}Processor{:#}", display::HEADING, display::HEADING))?;
     display::output(&display::table(&processor_rows(&here)?))?;
     display::heading("GPUs");
     display::output(&display::table(&gpu_rows(&report)))?;
     display::heading("What --device auto takes");
-    display::output(&display::table(&[("device", device.described())]))?;
+    display::output(&display::table(&[("device ", device.described())]))?;
     let checked = Checked::of(&device);
     display::output(&display::table(&checked.rows()))?;
-    outcome(checked)
+    outcome(&device, checked)
 }
 
-fn outcome(checked: Checked) -> Result<ExitCode> {
-    match checked.problem {
-        None => Ok(ExitCode::SUCCESS),
-        Some(problem) => {
-            Err(Failure::new(format!("the device that would be taken does not work: {problem}"))
-                .hint("update the GPU's driver; --device cpu computes on the processor"))
-        }
-    }
+fn outcome(device: &Device, checked: Checked) -> Result<ExitCode> {
+    let Some(problem) = checked.problem else { return Ok(ExitCode::SUCCESS) };
+    let hint = match device.choice {
+        DeviceChoice::Cpu => "this build is not for this processor: build the program anew on it",
+        _ => "update the GPU's driver; --device cpu computes on the processor",
+    };
+    Err(Failure::new(format!("the device that would be taken does not work: {problem}")).hint(hint))
 }
 
 fn processor_rows(here: &Processor) -> Result<Vec<(&'static str, String)>> {
@@ -149,9 +148,9 @@ impl Checked {
                 format!("{number}, ready in {}; the driver keeps them", duration(seconds)),
             ));
         }
-        rows.extend(self.products.clone().map(|products| ("uses  ", products)));
+        rows.extend(self.products.clone().map(|products| ("uses   ", products)));
         let works = self.problem.is_none().then(|| "products of f32 and bf16 are exact".to_owned());
-        rows.extend(works.map(|works| ("works ", works)));
+        rows.extend(works.map(|works| ("works  ", works)));
         rows
     }
 }

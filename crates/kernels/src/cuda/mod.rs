@@ -23,7 +23,7 @@ pub use self::driver::Gpu;
 pub use self::emulator::ThreadOrder;
 use self::launch::DeviceFloats;
 use self::memory::{DeviceMemory, Storage};
-pub use self::probe::{Candidate, Problem, Products, Report, probe};
+pub use self::probe::{Candidate, Problem, Products, Report, probe, probe_memory};
 use crate::buffer::Buffer;
 use crate::cpu::check_count;
 use crate::op::attention;

@@ -17,7 +17,7 @@ pub struct Problem {
 pub struct Candidate {
     /// What it is.
     pub gpu: Gpu,
-    /// Bytes of its memory that nobody has taken, where the driver says.
+    /// Bytes of its memory that nobody has taken, where they were asked for and the driver says.
     pub free_bytes: Option<usize>,
     /// Why it cannot be used; none where it can.
     pub problem: Option<Problem>,
@@ -59,7 +59,12 @@ impl Report {
     }
 }
 
-/// Looks for the driver, its GPUs and the libraries that make them faster.
+/// Looks for the driver, its GPUs and the libraries that make them faster. No GPU is taken for that.
 pub fn probe() -> Report {
     nvidia::probe()
+}
+
+/// The same with the GPUs' free memory, for which each is taken for a moment: one that cannot be has a problem.
+pub fn probe_memory() -> Report {
+    nvidia::probe_memory()
 }

@@ -22,16 +22,21 @@ pub(crate) fn type_triples() -> impl Iterator<Item = [DType; 3]> {
     (0..8).map(|case: usize| [case / 4, case / 2 % 2, case % 2].map(|which| DTYPES[which]))
 }
 
-/// The devices that every operation is checked on: the processor, and the GPU's kernels on the emulator, or, where the
-/// environment has `LORA_SB_TEST_DEVICE=cuda:N`, on that GPU.
+/// The devices that every operation is checked on: the processor and [`gpu`].
 pub(crate) fn devices() -> Vec<Box<dyn Kernels>> {
     let mut devices: Vec<Box<dyn Kernels>> = vec![Box::new(Cpu::new(2).unwrap())];
     devices.extend(gpu().map(|gpu| Box::new(gpu) as Box<dyn Kernels>));
     devices
 }
 
-/// The GPU that is tested, or what stands for one; none where there is no C++ compiler.
+/// The GPU whose number the environment has, as `LORA_SB_TEST_DEVICE=cuda:N`, or else the emulated one; none where the
+/// environment has `cpu`, or there is no C++ compiler.
 pub(crate) fn gpu() -> Option<Cuda> {
+    if let Ok(name) = std::env::var("LORA_SB_TEST_DEVICE") {
+        let number = name.strip_prefix("cuda:").map(|number| number.parse().unwrap());
+        assert!(number.is_some() || name == "cpu", "LORA_SB_TEST_DEVICE={name}: expected cpu or cuda:N");
+        return number.map(|number| Cuda::open(number).unwrap());
+    }
     let emulated = Cuda::emulated(ThreadOrder::Forward).unwrap();
     if emulated.is_none() {
         eprintln!("no C++ compiler: the GPU's kernels are not tested");

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::blas::{CublasLt, Search};
 use self::context::{Context, Device};
 use self::functions::Functions;
-pub(super) use self::probe::{no_gpus, probe};
+pub(super) use self::probe::{no_gpus, probe, probe_memory};
 use self::staging::Staging;
 use super::Cuda;
 use super::blas::Blas;

@@ -18,25 +18,39 @@ pub(super) const LEAST_VERSION: (u32, u32) = (12, 1);
 const LEAST_DRIVER: &str = "530";
 
 pub(in crate::cuda) fn probe() -> Report {
-    report(&Places::of_the_process())
+    report(&Places::of_the_process(), Asked::What)
 }
 
-pub(super) fn report(places: &Places) -> Report {
+pub(in crate::cuda) fn probe_memory() -> Report {
+    report(&Places::of_the_process(), Asked::Memory)
+}
+
+/// What is asked of each GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// What it is.
+    What,
+    /// And what is free of its memory.
+    Memory,
+}
+
+pub(super) fn report(places: &Places, asked: Asked) -> Report {
     let none = |problem, products| Report { driver: Err(problem), gpus: Vec::new(), products };
     let (api, version) = match set_up(&places.driver) {
         Ok(found) => found,
         Err(problem) => return none(problem, Products::default()),
     };
     let products = blas::find(&places.products, version);
-    match api.count().and_then(|count| (0..count).map(|ordinal| candidate(&api, ordinal)).collect()) {
+    let all = |count| (0..count).map(|ordinal| candidate(&api, ordinal, asked)).collect();
+    match api.count().and_then(all) {
         Ok(gpus) => Report { driver: Ok(version), gpus, products },
         Err(failure) => none(refused(failure), products),
     }
 }
 
-fn candidate(api: &Api, ordinal: usize) -> Outcome<Candidate> {
+fn candidate(api: &Api, ordinal: usize, asked: Asked) -> Outcome<Candidate> {
     let Device { handle, gpu, problem } = Device::of(api, ordinal)?;
-    if problem.is_some() {
+    if problem.is_some() || asked == Asked::What {
         return Ok(Candidate { gpu, free_bytes: None, problem });
     }
     Ok(match free_bytes(api, handle) {

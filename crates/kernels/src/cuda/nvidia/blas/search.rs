@@ -11,7 +11,7 @@ use crate::cuda::probe::Products;
 const NAMED: &str = "LORA_SB_CUBLASLT";
 
 /// Folders of a CUDA toolkit; `*` stands for the rest of a name.
-const TOOLKIT: [&str; 4] =
+const TOOLKITS: [&str; 4] =
     ["usr/local/cuda/lib64", "usr/local/cuda-*/lib64", "usr/local/cuda*/targets/*/lib", "opt/cuda/lib64"];
 
 /// Folders of a Python installation's packages, from its prefix.
@@ -70,15 +70,16 @@ impl Search {
             {
                 return (Some(api), products);
             }
-            for pattern in self.folders() {
-                let found = expanded(&pattern).into_iter().map(|folder| folder.join(&file));
-                let found: Vec<PathBuf> = found.filter(|path| path.exists()).collect();
-                if found.is_empty() {
-                    products.searched.push(format!("{}: none", pattern.join(&file).display()));
+            for (place, folders) in self.places() {
+                let files =
+                    folders.iter().flat_map(|folder| expanded(folder)).map(|folder| folder.join(&file));
+                let files: Vec<PathBuf> = files.filter(|path| path.exists()).collect();
+                if files.is_empty() {
+                    products.searched.push(format!("{place}: no {file}"));
                 }
-                for path in found {
-                    let place = path.display().to_string();
-                    if let Some(api) = try_to_load(&path, &place, &mut products) {
+                for path in files {
+                    let shown = path.display().to_string();
+                    if let Some(api) = try_to_load(&path, &shown, &mut products) {
                         return (Some(api), products);
                     }
                 }
@@ -87,13 +88,17 @@ impl Search {
         (None, products)
     }
 
-    /// Patterns of folders, in the order they are looked through.
-    fn folders(&self) -> impl Iterator<Item = PathBuf> {
-        let packages = self.prefixes.iter().flat_map(|prefix| PACKAGES.map(|packages| prefix.join(packages)));
-        let pip = packages.flat_map(|packages| PIP.map(|folder| packages.join(folder)));
-        // Conda has the library itself, beside its Python.
-        let own = self.prefixes.iter().map(|prefix| prefix.join("lib"));
-        TOOLKIT.map(|folder| self.root.join(folder)).into_iter().chain(pip).chain(own)
+    /// Places in words and the patterns of their folders, in the order they are looked through.
+    fn places(&self) -> impl Iterator<Item = (String, Vec<PathBuf>)> {
+        let toolkits = TOOLKITS.map(|folder| self.root.join(folder)).to_vec();
+        let own = self.prefixes.iter().map(|prefix| {
+            let packages =
+                PACKAGES.iter().flat_map(|packages| PIP.map(|folder| prefix.join(packages).join(folder)));
+            // Conda has the library itself, beside its Python.
+            let folders = packages.chain([prefix.join("lib")]).collect();
+            (format!("Python packages in {}", prefix.display()), folders)
+        });
+        [("CUDA toolkits".to_owned(), toolkits)].into_iter().chain(own)
     }
 }
 
@@ -103,20 +108,30 @@ fn majors((major, _): (u32, u32)) -> impl Iterator<Item = u32> {
     (12..=major.min(13)).rev()
 }
 
-/// Prefixes of Python installations: those that are activated, the user's own, and of every `python3` on the path.
+/// Prefixes of Python installations: those that are activated, of every `python3` on the path, the user's own, and the
+/// system's.
 fn prefixes(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let activated = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(&variable).map(PathBuf::from);
     let path = variable("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).filter(|folder| folder.join("python3").exists());
-    let on_path = on_path.filter_map(|folder| folder.parent().map(Path::to_owned));
+    let on_path = on_path.filter_map(|folder| prefix_of(&folder));
     let own = variable("HOME").map(|home| PathBuf::from(home).join(".local"));
     let mut all: Vec<PathBuf> = Vec::new();
     for prefix in activated.chain(on_path).chain(own).chain(["/usr".into(), "/usr/local".into()]) {
+        // One that is reached by a link is looked through once.
+        let prefix = prefix.canonicalize().unwrap_or(prefix);
         if !all.contains(&prefix) {
             all.push(prefix);
         }
     }
     all
+}
+
+/// The prefix of a `python3`'s folder; pyenv's folder holds scripts that stand for those of its versions.
+fn prefix_of(folder: &Path) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
+    let prefix = folder.parent()?;
+    Some(if folder.ends_with("shims") { prefix.join("versions/*") } else { prefix.to_owned() })
 }
 
 fn try_to_load(path: &Path, place: &str, products: &mut Products) -> Option<Api> {
@@ -196,18 +211,21 @@ mod tests {
     #[test]
     fn environments_are_looked_through_before_the_system() {
         let root = tempfile::tempdir().unwrap();
-        let folder = |name: &str| root.path().join(name);
-        std::fs::create_dir_all(folder("conda/bin")).unwrap();
-        std::fs::write(folder("conda/bin/python3"), "").unwrap();
+        let folder = |name: &str| root.path().canonicalize().unwrap().join(name);
+        for python in ["conda/bin", "pyenv/shims"] {
+            std::fs::create_dir_all(folder(python)).unwrap();
+            std::fs::write(folder(python).join("python3"), "").unwrap();
+        }
         let path =
-            std::env::join_paths([folder("none/bin"), folder("conda/bin"), "/usr/bin".into()]).unwrap();
+            ["none/bin", "conda/bin", "pyenv/shims"].map(folder).into_iter().chain(["/usr/bin".into()]);
+        let path = std::env::join_paths(path).unwrap();
         let found = prefixes(|name| match name {
             "VIRTUAL_ENV" => Some(folder("venv").into()),
             "HOME" => Some(folder("home").into()),
             "PATH" => Some(path.clone()),
             _ => None,
         });
-        assert_eq!(found[..2], [folder("venv"), folder("conda")]);
+        assert_eq!(found[..3], ["venv", "conda", "pyenv/versions/*"].map(folder));
         assert!(found.contains(&folder("home/.local")) && !found.contains(&folder("none")));
         assert_eq!(found.iter().filter(|prefix| **prefix == Path::new("/usr")).count(), 1);
     }
@@ -223,7 +241,7 @@ mod tests {
         let (api, products) = search.load((12, 4));
         assert!(api.is_none() && products.found.is_none());
         let line = |text: &str| products.searched.iter().find(|line| line.contains(text));
-        assert!(line("usr/local/cuda/lib64/libcublasLt.so.12: none").is_some(), "{products:?}");
+        assert!(line("CUDA toolkits: no libcublasLt.so.12").is_some(), "{products:?}");
         let broken = line("python3.12").unwrap_or_else(|| panic!("{products:?}"));
         assert!(broken.starts_with(&pip.display().to_string()) && !broken.ends_with(": found"), "{broken}");
         assert!(line("so.13").is_none());

@@ -9,7 +9,7 @@ use super::fake::Fake;
 use crate::cuda::driver::{Driver, Failure, Start};
 use crate::cuda::module::{Kernel, Module, kernel};
 use crate::cuda::{Cuda, Storage};
-use crate::{Error, Memory};
+use crate::Error;
 
 /// Bytes that no shift of theirs is.
 fn bytes(count: usize, case: usize) -> Vec<u8> {

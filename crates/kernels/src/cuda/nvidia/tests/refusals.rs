@@ -1,5 +1,6 @@
 //! What is said where a GPU cannot be used.
 
+use super::super::probe::Asked;
 use super::super::{Places, Search, open, probe};
 use super::fake::Fake;
 use crate::Error;
@@ -26,7 +27,7 @@ fn without_a_driver() {
     let (message, hint) = refusal(&places, 2);
     holds(&message, &["cuda:2: no CUDA driver", "/none/libcuda.so.1"]);
     holds(&hint, &["install NVIDIA's driver", "530", "--gpus all"]);
-    let report = probe::report(&places);
+    let report = probe::report(&places, Asked::Memory);
     assert_eq!(report.first_usable().unwrap_err(), report.driver.clone().unwrap_err());
     assert!(report.gpus.is_empty() && report.products.searched.is_empty());
 }
@@ -51,7 +52,7 @@ fn of_a_gpu_that_is_not_there_or_does_not_do() {
     holds(&hint, &["cuda:0 (Fake GPU)", "cuda:1 (Second fake GPU)"]);
     let fake = Fake::new(&["DEVICES=0"]).unwrap();
     holds(&refusal(&fake.places, 0).1, &["CUDA_VISIBLE_DEVICES"]);
-    holds(&probe::report(&fake.places).first_usable().unwrap_err().message, &["knows no GPU"]);
+    holds(&probe::report(&fake.places, Asked::Memory).first_usable().unwrap_err().message, &["knows no GPU"]);
     let fake = Fake::new(&["CAPABILITY=75"]).unwrap();
     let (message, hint) = refusal(&fake.places, 0);
     holds(&message, &["Fake GPU has compute capability 7.5"]);
@@ -59,16 +60,21 @@ fn of_a_gpu_that_is_not_there_or_does_not_do() {
     assert_eq!(fake.count("fake_retained"), 0);
     let fake = Fake::new(&["POOLS=0"]).unwrap();
     holds(&refusal(&fake.places, 0).0, &["no stream-ordered memory"]);
-    holds(&probe::report(&fake.places).first_usable().unwrap_err().message, &["no stream-ordered memory"]);
+    holds(
+        &probe::report(&fake.places, Asked::Memory).first_usable().unwrap_err().message,
+        &["no stream-ordered memory"],
+    );
 }
 
 #[test]
 fn a_report_tells_all_there_is() {
     let Some(fake) = Fake::with_products(&[]) else { return };
-    let report = probe::report(&fake.places);
+    let report = probe::report(&fake.places, Asked::Memory);
     assert_eq!(report.driver, Ok((12, 4)));
     let [candidate] = &report.gpus[..] else { panic!("{report:?}") };
     assert_eq!(candidate.free_bytes, Some(256 << 20));
+    let quick = probe::report(&fake.places, Asked::What);
+    assert_eq!((quick.gpus[0].free_bytes, &quick.gpus[0].gpu), (None, &candidate.gpu));
     assert_eq!(report.first_usable(), Ok(&candidate.gpu));
     let gpu = &candidate.gpu;
     assert_eq!((gpu.name.as_str(), gpu.capability, gpu.memory_bytes), ("Fake GPU", (9, 0), 256 << 20));

@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use common::device::on_each_device;
 use common::*;
 use lora_sb_kernels::{Kernels, Tensor};
 use lora_sb_model::{Batch, Recompute, Storage};
@@ -87,27 +88,29 @@ fn run(tuned: &mut Tuned, family: &Path, steps: usize) -> Vec<f64> {
 
 #[test]
 fn golden_llama_peft_adapters_and_their_gradients() {
-    for method in [Method::RsLora, Method::Dora] {
-        let Some((dir, family)) = folder(method) else { continue };
-        let (expected, noise) = (Golden::open(&dir.join("expected.safetensors")), noise(&dir));
-        let model = golden_model(&family, Storage::Mapped);
-        let kernels = model.kernels().clone();
-        let tensors = adapter_tensors(&dir, kernels.as_ref());
-        let mut tuned = Tuned::restore(model, &config(method, &dir), tensors).unwrap();
-        assert_outputs(&tuned, &family, &expected, &noise);
+    on_each_device(|| {
+        for method in [Method::RsLora, Method::Dora] {
+            let Some((dir, family)) = folder(method) else { continue };
+            let (expected, noise) = (Golden::open(&dir.join("expected.safetensors")), noise(&dir));
+            let model = golden_model(&family, Storage::Mapped);
+            let kernels = model.kernels().clone();
+            let tensors = adapter_tensors(&dir, kernels.as_ref());
+            let mut tuned = Tuned::restore(model, &config(method, &dir), tensors).unwrap();
+            assert_outputs(&tuned, &family, &expected, &noise);
 
-        tuned.loss_and_gradients(&inputs(&family, kernels.as_ref()), Recompute::Block).unwrap();
-        let tolerance = 10.0 * noise["f32_vs_f64"]["grad_max_rel_to_tensor_max"].as_f64().unwrap();
-        let found = gradients(&mut tuned);
-        assert_eq!(found.len(), expected.after("grad.").len());
-        for (name, gradient) in found {
-            let weight = if name.ends_with("lora_magnitude_vector") { "" } else { ".weight" };
-            let expected = expected.f32(&format!("grad.base_model.model.{name}{weight}")).1;
-            assert!(largest(&expected) > 0.0, "{name} is no test");
-            assert_near(&format!("{method}: {name}"), &gradient, &expected, tolerance);
+            tuned.loss_and_gradients(&inputs(&family, kernels.as_ref()), Recompute::Block).unwrap();
+            let tolerance = 10.0 * noise["f32_vs_f64"]["grad_max_rel_to_tensor_max"].as_f64().unwrap();
+            let found = gradients(&mut tuned);
+            assert_eq!(found.len(), expected.after("grad.").len());
+            for (name, gradient) in found {
+                let weight = if name.ends_with("lora_magnitude_vector") { "" } else { ".weight" };
+                let expected = expected.f32(&format!("grad.base_model.model.{name}{weight}")).1;
+                assert!(largest(&expected) > 0.0, "{name} is no test");
+                assert_near(&format!("{method}: {name}"), &gradient, &expected, tolerance);
+            }
+            assert_losses(&run(&mut tuned, &family, 10), &expected, "losses");
         }
-        assert_losses(&run(&mut tuned, &family, 10), &expected, "losses");
-    }
+    });
 }
 
 /// The update after five steps against the adapter that PEFT made of its own five, which is relative to W0.
@@ -138,76 +141,82 @@ fn started(method: Method, dir: &Path) -> AdapterConfig {
 
 #[test]
 fn golden_llama_peft_pissa() {
-    let Some((dir, family)) = folder(Method::Pissa) else { return };
-    let expected = Golden::open(&dir.join("expected.safetensors"));
-    let config = started(Method::Pissa, &dir);
-    let start = || Tuned::adapt(golden_model(&family, Storage::Mapped), &config, &[], &mut |_| ()).unwrap();
-    let mut tuned = start();
-    for site in tuned.adapter().unwrap().sites() {
-        let module = tuned.model.module(site);
-        let kernels = tuned.model.kernels();
-        let of = |part: &str, shape: [usize; 2]| {
-            kernels.from_f32(&tensor(&tuned, &format!("{module}.{part}")), &shape).unwrap()
-        };
-        let (out, input) = tuned.model.shape(site);
-        let (a, b) = (of("lora_A", [config.rank, input]), of("lora_B", [out, config.rank]));
-        let mut ba = kernels.empty(&[out, input]).unwrap();
-        kernels.linear_input_gradient(&b, &a, 1.0, lora_sb_kernels::Accum::Replace, &mut ba).unwrap();
-        let expected = expected.f32(&format!("start.ba.{module}")).1;
-        assert_near(&module, &kernels.to_f32(&ba).unwrap(), &expected, 20.0 * rounding(out.max(input)));
-    }
-    assert_losses(&run(&mut tuned, &family, 10), &expected, "losses");
-    let mut tuned = start();
-    run(&mut tuned, &family, 5);
-    assert_converted(&tuned, &family, &dir, &expected);
+    on_each_device(|| {
+        let Some((dir, family)) = folder(Method::Pissa) else { return };
+        let expected = Golden::open(&dir.join("expected.safetensors"));
+        let config = started(Method::Pissa, &dir);
+        let start =
+            || Tuned::adapt(golden_model(&family, Storage::Mapped), &config, &[], &mut |_| ()).unwrap();
+        let mut tuned = start();
+        for site in tuned.adapter().unwrap().sites() {
+            let module = tuned.model.module(site);
+            let kernels = tuned.model.kernels();
+            let of = |part: &str, shape: [usize; 2]| {
+                kernels.from_f32(&tensor(&tuned, &format!("{module}.{part}")), &shape).unwrap()
+            };
+            let (out, input) = tuned.model.shape(site);
+            let (a, b) = (of("lora_A", [config.rank, input]), of("lora_B", [out, config.rank]));
+            let mut ba = kernels.empty(&[out, input]).unwrap();
+            kernels.linear_input_gradient(&b, &a, 1.0, lora_sb_kernels::Accum::Replace, &mut ba).unwrap();
+            let expected = expected.f32(&format!("start.ba.{module}")).1;
+            assert_near(&module, &kernels.to_f32(&ba).unwrap(), &expected, 20.0 * rounding(out.max(input)));
+        }
+        assert_losses(&run(&mut tuned, &family, 10), &expected, "losses");
+        let mut tuned = start();
+        run(&mut tuned, &family, 5);
+        assert_converted(&tuned, &family, &dir, &expected);
+    });
 }
 
 #[test]
 fn golden_llama_peft_lora_ga() {
-    let Some((dir, family)) = folder(Method::LoraGa) else { return };
-    let expected = Golden::open(&dir.join("expected.safetensors"));
-    let config = started(Method::LoraGa, &dir);
-    let init = InitConfig {
-        convention: Convention::Reference { batch_size: 3 },
-        eta: 1.0,
-        max_tokens: 64,
-        blocks_at_once: None,
-        ..InitConfig::NONE
-    };
-    let ours = AdapterConfig { init, ..config.clone() };
-    let examples = train_batches(&family).concat();
-    let ours = Tuned::adapt(golden_model(&family, Storage::Mapped), &ours, &examples, &mut |_| ()).unwrap();
-    // Directions are PEFT's; the size of B is the paper's, and PEFT's another.
-    let gap = noise(&dir)["min_rel_gap_within_top_2r_plus_1"].as_f64().unwrap();
-    for module in expected.after("start.A.") {
-        let (shape, theirs) = expected.f32(&format!("start.A.{module}"));
-        let a = tensor(&ours, &format!("{module}.lora_A"));
-        assert_directions(&module, &a, &theirs, shape[1], rounding(shape[1]) / gap);
-        let (shape, theirs) = expected.f32(&format!("start.B.{module}"));
-        let columns = |values: &[f32]| -> Vec<f32> {
-            (0..values.len()).map(|at| values[at % shape[0] * shape[1] + at / shape[0]]).collect()
+    on_each_device(|| {
+        let Some((dir, family)) = folder(Method::LoraGa) else { return };
+        let expected = Golden::open(&dir.join("expected.safetensors"));
+        let config = started(Method::LoraGa, &dir);
+        let init = InitConfig {
+            convention: Convention::Reference { batch_size: 3 },
+            eta: 1.0,
+            max_tokens: 64,
+            blocks_at_once: None,
+            ..InitConfig::NONE
         };
-        let b = tensor(&ours, &format!("{module}.lora_B"));
-        assert_directions(&module, &columns(&b), &columns(&theirs), shape[0], rounding(shape[0]) / gap);
-    }
-
-    let start = || {
-        let model = golden_model(&family, Storage::Mapped);
-        let kernels = model.kernels().clone();
-        let parts = [("A", "lora_A"), ("B", "lora_B"), ("A", "lora_A_start"), ("B", "lora_B_start")];
-        let mut tensors = BTreeMap::new();
-        for (factor, part) in parts {
-            for module in expected.after(&format!("start.{factor}.")) {
-                let (shape, values) = expected.f32(&format!("start.{factor}.{module}"));
-                tensors.insert(format!("{module}.{part}"), kernels.from_f32(&values, &shape).unwrap());
-            }
+        let ours = AdapterConfig { init, ..config.clone() };
+        let examples = train_batches(&family).concat();
+        let ours =
+            Tuned::adapt(golden_model(&family, Storage::Mapped), &ours, &examples, &mut |_| ()).unwrap();
+        // Directions are PEFT's; the size of B is the paper's, and PEFT's another.
+        let gap = noise(&dir)["min_rel_gap_within_top_2r_plus_1"].as_f64().unwrap();
+        for module in expected.after("start.A.") {
+            let (shape, theirs) = expected.f32(&format!("start.A.{module}"));
+            let a = tensor(&ours, &format!("{module}.lora_A"));
+            assert_directions(&module, &a, &theirs, shape[1], rounding(shape[1]) / gap);
+            let (shape, theirs) = expected.f32(&format!("start.B.{module}"));
+            let columns = |values: &[f32]| -> Vec<f32> {
+                (0..values.len()).map(|at| values[at % shape[0] * shape[1] + at / shape[0]]).collect()
+            };
+            let b = tensor(&ours, &format!("{module}.lora_B"));
+            assert_directions(&module, &columns(&b), &columns(&theirs), shape[0], rounding(shape[0]) / gap);
         }
-        Tuned::restore(model, &config, tensors).unwrap()
-    };
-    assert_losses(&run(&mut start(), &family, 10), &expected, "losses");
-    let mut tuned = start();
-    run(&mut tuned, &family, 5);
-    assert_converted(&tuned, &family, &dir, &expected);
+
+        let start = || {
+            let model = golden_model(&family, Storage::Mapped);
+            let kernels = model.kernels().clone();
+            let parts = [("A", "lora_A"), ("B", "lora_B"), ("A", "lora_A_start"), ("B", "lora_B_start")];
+            let mut tensors = BTreeMap::new();
+            for (factor, part) in parts {
+                for module in expected.after(&format!("start.{factor}.")) {
+                    let (shape, values) = expected.f32(&format!("start.{factor}.{module}"));
+                    tensors.insert(format!("{module}.{part}"), kernels.from_f32(&values, &shape).unwrap());
+                }
+            }
+            Tuned::restore(model, &config, tensors).unwrap()
+        };
+        assert_losses(&run(&mut start(), &family, 10), &expected, "losses");
+        let mut tuned = start();
+        run(&mut tuned, &family, 5);
+        assert_converted(&tuned, &family, &dir, &expected);
+    });
 }
 
 /// Rows that are multiples of each other, of either sign.

@@ -10,7 +10,6 @@ mod tests;
 use super::{Extra, Linear, check_term, dims};
 use crate::cuda::blas::Matrix;
 use crate::cuda::launch::DeviceFloats;
-use crate::cuda::memory::granules;
 use crate::{Accum, Cuda, DType, Result, Tensor, shape};
 
 use self::plan::{FEW_ROWS, Plan};
@@ -127,17 +126,6 @@ impl Cuda {
     fn forward_weight(&self, op: &'static str, w: (&'static str, &Tensor), x: &Tensor) -> Result<Typed> {
         let beside = if x.shape()[0] <= FEW_ROWS { DType::F32 } else { x.dtype() };
         self.weight(op, w, beside)
-    }
-}
-
-impl Cuda {
-    /// Bytes that a product `[m, k] [k, n]` in the arithmetic of a type takes while it runs, beside its operands: sums of
-    /// parts of the depth. Where the product is `bf16` and the weight is not, the weight's rounded copy comes to it.
-    pub fn product_scratch_bytes(&self, dtype: DType, m: usize, n: usize, k: usize) -> usize {
-        let of = |rows, columns| of(DeviceFloats { address: 0, dtype }, rows, columns);
-        let sum =
-            Sum { first: (of(m, k), of(k, n)), second: None, c: of(m, n), alpha: 1.0, beta: 0.0, bias: None };
-        granules(Plan::of(&sum, self.gpu()).scratch_bytes(m, n))
     }
 }
 

@@ -184,3 +184,42 @@ impl Plan {
         if self.parts > 1 { self.parts * m * n * size_of::<f32>() } else { 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Place;
+    use crate::cuda::launch::DeviceFloats;
+    use crate::op::linear::cuda::of;
+
+    /// What a plan of a run's memory counts for products bounds what they take on any GPU.
+    #[test]
+    fn parts_take_no_more_than_is_counted() {
+        let sizes = [1, 9, 16, 64, 100, 192, 512, 1000, 2048, 8192, 32_768];
+        for (multiprocessors, dtype) in
+            [4, 108, 132, 160].into_iter().flat_map(|count| [(count, DType::F32), (count, DType::Bf16)])
+        {
+            let gpu = Gpu {
+                ordinal: 0,
+                name: String::new(),
+                capability: (9, 0),
+                memory_bytes: 1 << 36,
+                multiprocessors,
+                shared_bytes: 227 << 10,
+            };
+            let matrix = |rows, columns| of(DeviceFloats { address: 0, dtype }, rows, columns);
+            for (m, n, k) in
+                sizes.iter().flat_map(|&m| sizes.iter().flat_map(move |&n| sizes.map(|k| (m, n, k))))
+            {
+                let first = (matrix(m, k), matrix(k, n));
+                let sum = Sum { first, second: None, c: matrix(m, n), alpha: 1.0, beta: 0.0, bias: None };
+                let taken = Plan::of(&sum, &gpu).scratch_bytes(m, n);
+                let counted = Place::Cuda.product_scratch_bytes((dtype, dtype), m, n, k);
+                assert!(
+                    taken <= counted,
+                    "{m} x {n} x {k} in {dtype} on {multiprocessors}: {taken} of {counted}"
+                );
+            }
+        }
+    }
+}

@@ -1,9 +1,7 @@
 //! Attention where a GPU cuts segments, splits their keys and adds parts up.
 
 use lora_sb_kernels::cuda::ThreadOrder;
-use lora_sb_kernels::{
-    AttentionShape, Cuda, DType, Kernels, Mask, Memory, Segments, Tensor, attention_gpu_scratch_bytes,
-};
+use lora_sb_kernels::{AttentionShape, Cuda, DType, Kernels, Mask, Memory, Place, Segments, Tensor};
 
 use crate::attention::{rounding, tensor};
 use crate::common::{DTYPES, Draw, close, devices, gpu, sum_error, widen};
@@ -140,7 +138,7 @@ fn a_gpu_takes_no_more_than_planned() {
             let (scale, mask, soft_cap) = (0.1, Mask::Causal, None);
             let shape = AttentionShape { heads, kv_heads, head_size, scale, mask, soft_cap };
             let tokens: usize = lengths.iter().sum();
-            let planned = attention_gpu_scratch_bytes(dtype, &shape, tokens).unwrap();
+            let planned = Place::Cuda.attention_scratch_bytes(dtype, &shape, tokens);
             results(&gpu, dtype, &shape, lengths);
             let operands =
                 (4 * heads + 4 * kv_heads) * head_size * tokens * dtype.size() + 4 * heads * tokens;

@@ -89,7 +89,11 @@ impl Attention for Cuda {
 ///
 /// # Errors
 /// Where there are more tokens than a GPU counts.
-pub fn attention_gpu_scratch_bytes(dtype: DType, geometry: &AttentionShape, tokens: usize) -> Result<usize> {
+pub(crate) fn attention_gpu_scratch_bytes(
+    dtype: DType,
+    geometry: &AttentionShape,
+    tokens: usize,
+) -> Result<usize> {
     let op = "attention_backward";
     let fixed = granules(size_of::<f32>() * tokens * geometry.heads) + work::table_bytes(geometry, tokens);
     let Some(tiling) = Tiling::of(dtype, geometry.head_size) else { return Ok(fixed) };

@@ -11,7 +11,7 @@
 
 #include "cuda/prelude.cuh"
 
-// Elements that a thread holds; `HELD` and `MOST_THREADS` are those of cuda/rows.rs.
+// Elements that a thread holds; `HELD` and `MOST_THREADS` are those of cuda/row.rs.
 constexpr u32 HELD = 16;
 constexpr u32 MOST_THREADS = 512;
 

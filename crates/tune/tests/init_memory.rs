@@ -3,6 +3,7 @@
 mod common;
 mod training;
 
+use common::device::fresh_device;
 use lora_sb_data::Example;
 use lora_sb_kernels::DType;
 use lora_sb_model::{Config, Model, Site, Storage};
@@ -19,7 +20,7 @@ fn model(dtype: DType) -> Model {
         "max_position_embeddings": 64, "tie_word_embeddings": false}}"#
     );
     let config = Config::from_json(json.as_bytes()).unwrap();
-    let mut model = Model::random(config, common::device(), 1, Storage::Trainable).unwrap();
+    let mut model = Model::random(config, fresh_device(), 1, Storage::Trainable).unwrap();
     model.set_dtype(dtype).unwrap();
     model
 }

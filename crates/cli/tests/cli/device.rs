@@ -36,13 +36,16 @@ fn the_device_is_a_value_of_the_plan_with_its_source() {
 #[test]
 fn a_device_that_is_none_or_not_there_is_refused() {
     let shop = Workshop::new();
-    for command in ["plan --model model --data data.jsonl", "generate --model model --prompt x", "bench --model model"] {
+    for command in
+        ["plan --model model --data data.jsonl", "generate --model model --prompt x", "bench --model model"]
+    {
         for name in ["gpu", "cuda:x", "cpu:1"] {
             let run = shop.run(&format!("{command} --device {name}"));
             assert_eq!(run.code, Some(2), "{}", run.err);
             assert!(run.err.contains("--device") && run.err.contains("auto, cpu, or cuda:N"), "{}", run.err);
         }
-        shop.run(&format!("{command} --device cuda:7")).failed(1, &["--device cuda:7", "--device cpu computes"]);
+        shop.run(&format!("{command} --device cuda:7"))
+            .failed(1, &["--device cuda:7", "--device cpu computes"]);
     }
 }
 
@@ -87,7 +90,8 @@ fn a_run_on_the_emulated_gpu_is_that_of_the_processor_within_rounding() {
 
     // What was trained on one is used on the other, and says the same.
     let text = |arguments: &str| {
-        let run = shop.run(&format!("generate {arguments} --prompt 1 --temperature 0 --max-new-tokens 4 --dtype f32"));
+        let run = shop
+            .run(&format!("generate {arguments} --prompt 1 --temperature 0 --max-new-tokens 4 --dtype f32"));
         run.ok().out
     };
     assert_eq!(text(&format!("--adapter gpu --device {gpu}")), text("--adapter gpu --device cpu"));
@@ -121,7 +125,8 @@ fn a_run_that_goes_on_elsewhere_says_so_and_one_that_stays_ends_in_the_same_bits
 #[test]
 fn a_bench_on_the_emulated_gpu_counts_its_operations_apart() {
     let (shop, Some(gpu)) = (Workshop::new(), emulated()) else { return };
-    let arguments = "--rank 3 --per-device-train-batch-size 2 --max-length 13 --steps 2 --warmup 1 --product-seconds 0";
+    let arguments =
+        "--rank 3 --per-device-train-batch-size 2 --max-length 13 --steps 2 --warmup 1 --product-seconds 0";
     let result = json(&shop.run(&format!("bench --model model {arguments} --device {gpu} --json")).ok().out);
     let number = |key: &str| result[key].as_f64().unwrap_or_else(|| panic!("{key} in {result}"));
     assert_eq!((result["dtype"].as_str(), result["steps"].as_u64()), (Some("bf16"), Some(2)));

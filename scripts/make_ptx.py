@@ -88,7 +88,7 @@ def embedded(nvrtc, source):
     made, log = nvrtc.compile(path.read_text(), source, FLAGS + [TARGET], "PTX")
     if log:
         print(f"{source}: {log}")
-    code = "\n".join(line for line in made.splitlines() if line.strip() and not line.startswith("//"))
+    code = "\n".join(line for line in made.splitlines() if line.strip() and not line.lstrip().startswith("//"))
     return f"// sources sha256 {digest(path)}\n// nvrtc {nvrtc.version}\n{code}\n"
 
 

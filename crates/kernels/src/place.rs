@@ -85,7 +85,8 @@ impl Place {
     pub fn attention_scratch_bytes(self, dtype: DType, shape: &AttentionShape, tokens: usize) -> usize {
         match self {
             Place::Cpu => attention::attention_scratch_bytes(dtype, shape, tokens, COUNTED_THREADS),
-            Place::Cuda => sizes::attention_scratch_bytes(dtype, shape, tokens),
+            // More tokens than a GPU counts are refused by the operation, whatever memory there is.
+            Place::Cuda => attention::attention_gpu_scratch_bytes(dtype, shape, tokens).unwrap_or(0),
         }
     }
 

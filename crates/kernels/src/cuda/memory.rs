@@ -9,7 +9,7 @@ use crate::{Error, Result, Usage};
 const GRANULE: usize = 512;
 
 /// Bytes that a tensor of so many bytes takes on the device.
-pub fn granules(bytes: usize) -> usize {
+pub(crate) fn granules(bytes: usize) -> usize {
     bytes.next_multiple_of(GRANULE)
 }
 

@@ -34,12 +34,17 @@ use crate::{DType, Elementwise, Error, Kernels, Memory, Place, Result, SharedByt
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) memory: Arc<DeviceMemory>,
+    /// How attention cuts the last batches.
     pub(crate) attention: attention::cuda::work::Tables,
 }
 
 impl Cuda {
     pub(crate) fn with(driver: Arc<dyn Driver>) -> Self {
-        Cuda { memory: DeviceMemory::new(Arc::clone(&driver)), driver, attention: attention::cuda::work::Tables::default() }
+        Cuda {
+            memory: DeviceMemory::new(Arc::clone(&driver)),
+            driver,
+            attention: attention::cuda::work::Tables::default(),
+        }
     }
 
     /// What stands for a GPU in a program that is built for tests; `None` in others, and where no C++ compiler is found.

@@ -1,7 +1,7 @@
 //! What tensors and operations take of a GPU's memory, for plans.
 
 use super::memory::granules;
-use crate::{AttentionShape, DType};
+use crate::DType;
 
 /// Bytes of the driver's context: code of kernels, stacks and queues of every multiprocessor. A constant that covers what
 /// the vendor's tools show for a process without tensors on GPUs of compute capability 8.0 to 9.0, some 300 to 500 MiB; a
@@ -36,10 +36,4 @@ const PARTS_BYTES: usize = 4 * 160 * 128 * 256 * size_of::<f32>();
 pub(crate) fn product_scratch_bytes((x, w): (DType, DType), m: usize, n: usize, k: usize) -> usize {
     let rounded = if x == DType::Bf16 && w != x { granules(n * k * x.size()) } else { 0 };
     rounded + granules((PARTS * m * n * size_of::<f32>()).min(PARTS_BYTES))
-}
-
-/// The row sums of the backward, and the gradients of keys and values that several blocks add to.
-pub(crate) fn attention_scratch_bytes(_: DType, shape: &AttentionShape, tokens: usize) -> usize {
-    let f32s = |count: usize| granules(count * size_of::<f32>());
-    f32s(tokens * shape.heads) + 4 * f32s(tokens * shape.kv_heads * shape.head_size)
 }

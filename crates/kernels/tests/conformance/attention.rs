@@ -5,13 +5,10 @@ use lora_sb_kernels::op::attention;
 use lora_sb_kernels::op::elementwise::naive::soft_capped;
 use lora_sb_kernels::{Attention, AttentionShape, Cpu, DType, Kernels, Mask, Memory, Segments, Tensor};
 
-use crate::common::{Draw, EPS, close, devices, sum_error, widen};
-
-/// The types that operands come in.
-const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
+use crate::common::{DTYPES, Draw, EPS, close, devices, sum_error, widen};
 
 /// Relative error of one rounding of a result or of a probability to the operands' type.
-fn rounding(dtype: DType) -> f64 {
+pub(crate) fn rounding(dtype: DType) -> f64 {
     if dtype == DType::Bf16 { f64::from(bf16::EPSILON) / 2.0 } else { 0.0 }
 }
 
@@ -23,7 +20,7 @@ fn rounded(dtype: DType, values: Vec<f32>) -> Vec<f32> {
     }
 }
 
-fn tensor(kernels: &dyn Kernels, dtype: DType, values: &[f32], shape: &[usize]) -> Tensor {
+pub(crate) fn tensor(kernels: &dyn Kernels, dtype: DType, values: &[f32], shape: &[usize]) -> Tensor {
     let mut tensor = kernels.empty_of(dtype, shape).unwrap();
     kernels.write_f32(&mut tensor, values).unwrap();
     tensor
@@ -95,6 +92,13 @@ fn cases() -> Vec<Case> {
     for heads in [(7, 1), (8, 2), (12, 1), (40, 1), (300, 1)] {
         add("groups", (heads.0, heads.1, 8), Mask::Causal, None, &packed(&[37, 70]));
         add("groups", (heads.0, heads.1, 8), Mask::Full, None, &cached(&[(1, 150), (2, 40)]));
+    }
+    // More keys than one warp goes over, and heads that are larger than tiles.
+    for mask in masks {
+        add("long caches", (4, 2, 64), mask, None, &cached(&[(1, 600), (3, 515), (2, 256), (1, 257)]));
+        add("long caches", (2, 2, 24), mask, Some(4.0), &cached(&[(20, 1000)]));
+        add("large heads", (4, 2, 270), mask, Some(2.0), &cached(&[(5, 39), (1, 3)]));
+        add("large heads", (2, 1, 600), mask, None, &packed(&[35, 0, 2]));
     }
     add("no tokens", (2, 1, 8), Mask::Causal, None, &packed(&[]));
     add("an empty segment", (2, 1, 8), Mask::Causal, Some(2.0), &packed(&[3, 0, 5]));
@@ -262,10 +266,10 @@ impl Sizes {
 
 #[test]
 fn attention_and_its_gradients() {
-    for kernels in devices() {
-        for (case, dtype) in cases().iter().flat_map(|case| DTYPES.map(|dtype| (case, dtype))) {
-            Truth::new(case, dtype, 1.0).check(case, &*kernels);
-        }
+    let devices = devices();
+    for (case, dtype) in cases().iter().flat_map(|case| DTYPES.map(|dtype| (case, dtype))) {
+        let truth = Truth::new(case, dtype, 1.0);
+        devices.iter().for_each(|kernels| truth.check(case, &**kernels));
     }
 }
 
@@ -396,10 +400,14 @@ fn threads_and_neighbours_leave_the_bits() {
 
 #[test]
 fn operands_of_different_types_are_refused() {
-    let (kernels, segments) = (Cpu::new(1).unwrap(), Segments::packed([3]));
+    devices().iter().for_each(|kernels| refuse_different_types(&**kernels));
+}
+
+fn refuse_different_types(kernels: &dyn Kernels) {
+    let segments = Segments::packed([3]);
     let (heads, kv_heads, head_size, scale, mask) = (1, 1, 2, 1.0, Mask::Full);
     let shape = AttentionShape { heads, kv_heads, head_size, scale, mask, soft_cap: None };
-    let new = |dtype| tensor(&kernels, dtype, &[0.5; 6], &[3, 2]);
+    let new = |dtype| tensor(kernels, dtype, &[0.5; 6], &[3, 2]);
     let (q, k, mut lse) = (new(DType::Bf16), new(DType::F32), kernels.empty(&[3, 1]).unwrap());
     let mut o = new(DType::Bf16);
     let message = kernels.attention(&shape, &segments, &q, &k, &q, &mut o, &mut lse).unwrap_err().to_string();

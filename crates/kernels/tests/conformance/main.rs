@@ -9,6 +9,7 @@ mod common;
 
 mod activations;
 mod attention;
+mod attention_cuda;
 mod channels;
 mod dropout;
 mod elements;

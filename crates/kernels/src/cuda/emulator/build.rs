@@ -7,9 +7,12 @@ use std::sync::Mutex;
 
 use crate::cuda::module::{MODULES, Module, kernels};
 
-const FLAGS: [&str; 12] = [
+const FLAGS: &[&str] = &[
     "-std=c++17",
-    "-O1",
+    "-O2",
+    // Every threadIdx reads a variable of the thread; this way it is no call.
+    #[cfg(target_arch = "x86_64")]
+    "-mtls-dialect=gnu2",
     "-march=native",
     "-ffp-contract=off",
     "-fPIC",

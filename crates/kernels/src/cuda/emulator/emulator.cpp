@@ -12,11 +12,7 @@ typedef unsigned char u8;
 
 namespace emulator {
 
-static thread_local Block the_block;
-
-Block& block() {
-    return the_block;
-}
+thread_local Block* the_block;
 
 static std::map<std::string, Entry>& entries() {
     static std::map<std::string, Entry> map;
@@ -27,7 +23,8 @@ Registered::Registered(const char* name, Entry entry) {
     entries()[name] = entry;
 }
 
-constexpr size_t STACK = 256 << 10;
+// Not a power of two: the tops of all stacks would lie in the same few sets of the processor's cache.
+constexpr size_t STACK = (128 << 10) + 67 * 64;
 constexpr size_t MOST_THREADS = 1024;
 
 #if defined(__x86_64__)
@@ -72,7 +69,7 @@ static void emulator_switch(void** from, void* to) {
 #endif
 
 static void leave() {
-    Block& b = the_block;
+    Block& b = block();
 #if defined(__x86_64__)
     emulator_switch(&b.current->stack_pointer, b.scheduler_stack_pointer);
 #else
@@ -82,18 +79,18 @@ static void leave() {
 }
 
 void meet_block() {
-    the_block.current->waits_for = 1;
+    block().current->waits_for = 1;
     leave();
 }
 
 void meet_warp() {
-    the_block.current->waits_for = 2;
+    block().current->waits_for = 2;
     leave();
 }
 
 static void run() {
-    the_block.body(the_block.argument);
-    the_block.current->done = true;
+    block().body(block().argument);
+    block().current->done = true;
     leave();
     std::abort();
 }
@@ -130,48 +127,48 @@ static void unfence(char* memory, size_t bytes) {
     munmap(memory + bytes - whole - PAGE, whole + 2 * PAGE);
 }
 
-// Runs every thread that waits for nothing up to its next meeting; false where there was none.
-static bool advance(Block& b, bool backwards) {
-    bool moved = false;
-    size_t count = b.threads.size();
-    for (size_t i = 0; i < count; i++) {
-        Thread& thread = b.threads[backwards ? count - 1 - i : i];
-        if (thread.done || thread.waits_for) continue;
-        moved = true;
-        b.current = &thread;
+static void go_on(Block& b, Thread& thread) {
+    b.current = &thread;
 #if defined(__x86_64__)
-        emulator_switch(&b.scheduler_stack_pointer, thread.stack_pointer);
+    emulator_switch(&b.scheduler_stack_pointer, thread.stack_pointer);
 #else
-        void* own = b.scheduler_stack_pointer;
-        emulator_switch(&own, thread.stack_pointer);
+    void* own = b.scheduler_stack_pointer;
+    emulator_switch(&own, thread.stack_pointer);
 #endif
-    }
-    return moved;
 }
 
-// Lets go on whoever waits for a meeting that is complete. Threads that are done do not keep a block waiting, as on a GPU;
-// a warp meets whole or not at all.
-static bool release(Block& b) {
-    bool released = false;
-    for (size_t w = 0; w < b.warps.size(); w++) {
-        bool all = true;
-        for (size_t lane = 0; lane < 32; lane++) {
-            Thread& thread = b.threads[32 * w + lane];
-            all &= !thread.done && thread.waits_for == 2;
+// Runs a warp's threads until each is done or waits for its block; false where some wait for their warp and others never
+// come: a warp meets whole or not at all.
+static bool run_warp(Block& b, Thread* lanes, bool backwards) {
+    for (;;) {
+        unsigned meeting = 0, resting = 0;
+        for (unsigned i = 0; i < 32; i++) {
+            Thread& thread = lanes[backwards ? 31 - i : i];
+            if (!thread.done && thread.waits_for != 1) {
+                thread.waits_for = 0;
+                go_on(b, thread);
+            }
+            if (thread.done || thread.waits_for == 1) resting++;
+            else meeting++;
         }
-        if (!all) continue;
-        released = true;
-        for (size_t lane = 0; lane < 32; lane++) b.threads[32 * w + lane].waits_for = 0;
+        if (resting == 32) return true;
+        if (meeting != 32) return false;
     }
-    if (released) return true;
-    bool any = false;
-    for (Thread& thread : b.threads) {
-        if (thread.done) continue;
-        if (thread.waits_for != 1) return false;
-        any = true;
+}
+
+// Runs all threads of a block; threads that are done do not keep it waiting, as on a GPU.
+static bool run_threads(Block& b, bool backwards) {
+    size_t warps = b.warps.size();
+    for (;;) {
+        bool waiting = false;
+        for (size_t w = 0; w < warps; w++) {
+            Thread* lanes = &b.threads[32 * (backwards ? warps - 1 - w : w)];
+            if (!run_warp(b, lanes, backwards)) return false;
+            for (unsigned lane = 0; lane < 32; lane++) waiting |= !lanes[lane].done;
+        }
+        if (!waiting) return true;
+        for (Thread& thread : b.threads) thread.waits_for = 0;
     }
-    for (Thread& thread : b.threads) thread.waits_for = 0;
-    return any;
 }
 
 static bool run_block(Block& b, bool backwards) {
@@ -181,7 +178,8 @@ static bool run_block(Block& b, bool backwards) {
         thread.done = false;
         thread.waits_for = 0;
         thread.meetings = 0;
-        thread.copies.assign(1, {});
+        thread.copies.resize(1);
+        thread.copies[0].clear();
 #if defined(__x86_64__)
         thread.stack_pointer = fresh(memory + i * STACK, &run);
 #else
@@ -194,14 +192,7 @@ static bool run_block(Block& b, bool backwards) {
         thread.stack_pointer = &context;
 #endif
     }
-    for (;;) {
-        while (advance(b, backwards)) {
-        }
-        bool done = true;
-        for (Thread& thread : b.threads) done &= thread.done;
-        if (done) return true;
-        if (!release(b)) return false;
-    }
+    return run_threads(b, backwards);
 }
 
 }  // namespace emulator
@@ -214,7 +205,9 @@ extern "C" int emulate(const char* name, const unsigned* grid, unsigned threads,
     auto found = entries().find(name);
     if (found == entries().end()) return 1;
     if (threads == 0 || threads % 32 || threads > MOST_THREADS) return 2;
-    Block& b = the_block;
+    static thread_local Block own;
+    the_block = &own;
+    Block& b = own;
     b.grid = {grid[0], grid[1], grid[2]};
     b.size = {threads, 1, 1};
     b.threads.resize(threads);

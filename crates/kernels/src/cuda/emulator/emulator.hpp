@@ -98,7 +98,12 @@ struct Block {
     void* argument;
 };
 
-Block& block();
+// The block that this system thread runs.
+extern thread_local Block* the_block;
+
+inline Block& block() {
+    return *the_block;
+}
 
 // Gives the processor to the next thread until the block, or the warp, has met.
 void meet_block();

@@ -10,9 +10,6 @@ use super::library::Handle;
 use crate::cuda::driver::{Failure, Outcome};
 use crate::cuda::module::{Kernel, Module, kernels_of};
 
-/// Bytes of dynamic shared memory that a kernel may be launched with unasked.
-const USUAL_SHARED_BYTES: u32 = 48 << 10;
-
 /// Bytes for the words of the driver's compiler.
 const LOG_BYTES: usize = 8 << 10;
 
@@ -20,7 +17,8 @@ const LOG_BYTES: usize = 8 << 10;
 #[derive(Debug)]
 pub(super) struct Function {
     pub(super) handle: Handle,
-    /// The most dynamic shared memory that the driver has been told of.
+    /// The most dynamic shared memory that the driver has been told of. It must be where that and the kernel's own are more
+    /// than 48 KiB together.
     shared_bytes: AtomicU32,
 }
 
@@ -56,7 +54,7 @@ impl Functions {
             Some(function) => function,
             None => {
                 let handle = module.function(&self.context, kernel.name)?;
-                place.get_or_init(|| Function { handle, shared_bytes: USUAL_SHARED_BYTES.into() })
+                place.get_or_init(|| Function { handle, shared_bytes: 0.into() })
             }
         };
         if shared_bytes > function.shared_bytes.load(Ordering::Relaxed) {

@@ -21,13 +21,18 @@ struct Backward {
     u32 stages;
 };
 
+// The score that has no probability.
+DEVICE float hidden(Scale scale) {
+    return scale.factor < 0 ? INFINITY : -INFINITY;
+}
+
 // Turns a score and `do . v - delta` into the probability and the gradient of the score before the cap.
 template <typename T>
 DEVICE void slope(float& score, float& gradient, Scale scale, float lse) {
     float x = score * scale.factor, bend = 1;
     if (scale.bound != 0) {
         float bent = tanh_of(x, T{});
-        x = scale.bound * bent, bend = 1 - bent * bent;
+        x = x == -INFINITY ? x : scale.bound * bent, bend = 1 - bent * bent;
     }
     float p = power_of_2(x - lse, T{});
     gradient *= p * bend, score = p;
@@ -46,25 +51,19 @@ DEVICE void clear(float (&c)[M][N][4]) {
 // Goes over tiles from `begin` to `end`: `load(stage, at)` starts copying one, `use(stage, at)` computes with it.
 template <typename Load, typename Use>
 DEVICE void each_tile(u32 begin, u32 end, u32 length, u32 stages, Load load, Use use) {
-    u32 stage = 0;
-    if (begin < end) load(0u, begin);
+    u32 stage = 0, ahead = stages - 1;
+    if (ahead && begin < end) load(0u, begin);
     copies_commit();
     for (u32 at = begin; at < end; at += length) {
-        if (stages == 2) {
-            if (at + length < end) load(stage ^ 1, at + length);
-            copies_commit();
-            copies_wait<1>();
-        } else {
-            copies_wait<0>();
-        }
+        u32 next = at + ahead * length;
+        if (next < end) load(stage ^ ahead, next);
+        copies_commit();
+        if (ahead) copies_wait<1>();
+        else copies_wait<0>();
         __syncthreads();
         use(stage, at);
         __syncthreads();
-        if (stages == 2) stage ^= 1;
-        else if (at + length < end) {
-            load(0u, at + length);
-            copies_commit();
-        }
+        stage ^= ahead;
     }
     // Without a tile, nobody has waited for what the block itself loaded.
     copies_wait<0>();

@@ -66,8 +66,10 @@ impl Attention for Cuda {
         let inputs = words(&[&inputs[..], &[self.f32(op, "lse", lse)?, delta.address()]].concat());
         let dq = self.floats_mut(op, "dq", dq)?.address;
         let (dk, dv) = (self.floats_mut(op, "dk", dk)?, self.floats_mut(op, "dv", dv)?);
-        let (to_queries, to_keys) =
-            ([&inputs[..], &words(&[dq])].concat(), [&inputs[..], &words(&[dk.address, dv.address])].concat());
+        let (to_queries, to_keys) = (
+            [&inputs[..], &words(&[dq])].concat(),
+            [&inputs[..], &words(&[dk.address, dv.address])].concat(),
+        );
         let scale = [geometry.scale.into()];
         match call.tiling() {
             Some(tiling) => {
@@ -80,6 +82,24 @@ impl Attention for Cuda {
             }
         }
     }
+}
+
+/// Bytes that attention takes on a GPU beside its operands, forward and backward, for so many tokens of any segments that
+/// attend to themselves.
+///
+/// # Errors
+/// Where there are more tokens than a GPU counts.
+pub(crate) fn attention_gpu_scratch_bytes(
+    dtype: DType,
+    geometry: &AttentionShape,
+    tokens: usize,
+) -> Result<usize> {
+    let op = "attention_backward";
+    let fixed = granules(size_of::<f32>() * tokens * geometry.heads) + work::table_bytes(geometry, tokens);
+    let Some(tiling) = Tiling::of(dtype, geometry.head_size) else { return Ok(fixed) };
+    let tile = tiling.keys.band * tiling.keys.warps;
+    let parts = work::most_parts(op, geometry, tokens, tile)? * geometry.kv_heads;
+    Ok(fixed + 2 * granules(size_of::<f32>() * parts * tile * tiling.width))
 }
 
 /// One call of either direction.
@@ -114,6 +134,8 @@ impl Call<'_> {
             Mask::Sliding { window } => u32::try_from(window).unwrap_or(u32::MAX),
         };
         let log2_e = std::f32::consts::LOG2_E;
+        // A masked score is an infinity that stays one when it is scaled.
+        let scale = if scale == 0.0 { f32::MIN_POSITIVE } else { scale };
         let (factor, bound) = match soft_cap {
             None => (scale * log2_e, 0.0),
             Some(cap) => (scale / cap, cap * log2_e),
@@ -140,7 +162,8 @@ impl Call<'_> {
     /// q, k, v, o and lse are the arguments.
     fn forward(&self, tiling: &Tiling, arguments: Vec<Argument>, o: Argument, lse: u64) -> Result<()> {
         let (pass, width, kv_heads) = (tiling.forward, tiling.width, self.geometry.kv_heads);
-        let (many, few) = (tiling.forward_block(pass.warps, self.limit()), tiling.forward_block(1, self.limit()));
+        let (many, few) =
+            (tiling.forward_block(pass.warps, self.limit()), tiling.forward_block(1, self.limit()));
         let table = self.table(Cut::Forward { tile: pass.band * many.warps, few: pass.band })?;
         let rows = table.slots * kv_heads * pass.band;
         let parts = self.device.scratch(self.op, size_of::<f32>() * rows * width)?;

@@ -223,7 +223,7 @@ DEVICE void multiply_columns(float (&c)[M][N][4], const Left<float> (&a)[M], Til
 template <typename T, u32 E, u32 M, u32 N>
 DEVICE void multiply_heads(float (&c)[M][N][4], Tile<T> a, Tile<T> b) {
     // A roll of f32 is long enough as it is.
-#pragma unroll(sizeof(T) == 2 ? 4 : 1)
+#pragma unroll(sizeof(T) == 2 ? E / 16 : 1)
     for (u32 k = 0; k < E; k += 16) {
         Left<T> left[M];
 #pragma unroll

@@ -25,6 +25,7 @@ mod operands;
 mod tile;
 
 pub(crate) use cpu::attention_scratch_bytes;
+pub(crate) use cuda::attention_gpu_scratch_bytes;
 pub use geometry::{AttentionShape, Mask, Segments};
 
 use crate::{DType, Error, Result, Tensor, shape};

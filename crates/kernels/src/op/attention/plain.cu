@@ -85,7 +85,8 @@ DEVICE void plain_forward(const Plain<T>& p, T* o, float* lse) {
     if (lane_index() == 0) lse[head.statistic(row)] = total * LN_2;
     Rows<T> out = query_rows(o, head.item, p.heads, head.mask.group, head.kv_head, p.e);
     auto weight = [&](u32 key) { return exp2f(head.score(row, key, slope) - total); };
-    write_weighted(out.at + out.offset(row), 1, begin, end, p.e, weight, [&](u32 key) { return head.v.at + head.v.offset(key); });
+    auto values = [&](u32 key) { return head.v.at + head.v.offset(key); };
+    write_weighted(out.at + out.offset(row), 1, begin, end, p.e, weight, values);
 }
 
 template <typename T>
@@ -115,8 +116,10 @@ DEVICE void plain_keys(const Plain<T>& p, const float* lse, const float* delta, 
     Rows<T> dk_rows = key_rows(dk, head.item, p.kv_heads, head.kv_head, p.e);
     u64 at = dk_rows.offset(key);
     T* dv_at = key_rows(dv, head.item, p.kv_heads, head.kv_head, p.e).at + at;
-    write_weighted(dk_rows.at + at, factor, begin, end, p.e, slope, [&](u32 row) { return head.q.at + head.q.offset(row); });
-    write_weighted(dv_at, 1, begin, end, p.e, probability, [&](u32 row) { return head.d_o.at + head.d_o.offset(row); });
+    auto queries = [&](u32 row) { return head.q.at + head.q.offset(row); };
+    auto gradients = [&](u32 row) { return head.d_o.at + head.d_o.offset(row); };
+    write_weighted(dk_rows.at + at, factor, begin, end, p.e, slope, queries);
+    write_weighted(dv_at, 1, begin, end, p.e, probability, gradients);
 }
 
 }  // namespace attention

@@ -16,10 +16,11 @@ DEVICE float dot(const T* x, const T* y, u32 e) {
 // A score as a power of 2 from the dot product, and its derivative with respect to factor q . k with a cap.
 DEVICE float score_of(float product, Scale scale, float& slope) {
     slope = 1;
-    if (scale.bound == 0) return product * scale.factor;
+    // Never one operation with what is taken from it: a maximum minus itself is 0.
+    if (scale.bound == 0) return __fmul_rn(product, scale.factor);
     float bent = tanhf(product * scale.factor);
     slope = 1 - bent * bent;
-    return scale.bound * bent;
+    return __fmul_rn(scale.bound, bent);
 }
 
 // Adds `weight(i)` times elements lane, lane + 32, ... of the `width` at `line(i)`, for each i from `begin` to `end`.

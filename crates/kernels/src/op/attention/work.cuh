@@ -70,7 +70,7 @@ struct Scale {
 };
 
 DEVICE float tanh_of(float x, bf16) {
-    // Off by 2^-23 of 1; 0 where the power overflows.
+    // Off by about 2^-23; where the power overflows, the quotient is 0.
     return 1.0f - __fdividef(2.0f, 1.0f + fast_exp2(2.0f * LOG2_E * x));
 }
 DEVICE float tanh_of(float x, float) {
@@ -113,9 +113,11 @@ DEVICE Rows<T> key_rows(T* x, const Item& item, u32 kv_heads, u32 kv_head, u32 e
     return {x + item.first_key * stride + u64(kv_head) * e, stride, 1, e};
 }
 
-// Starts copying rows `first .. first + count` into a tile of E columns, with zeros behind row `end` and column e.
-template <typename T, u32 E>
-DEVICE void load_rows(Tile<T> tile, u32 count, Rows<const T> rows, u32 first, u32 end) {
+// Starts copying rows `first .. first + count` of tensors of one shape into tiles of E columns, with zeros behind row `end`
+// and column e; `rows` are those of the first tensor, and the others begin `further` elements behind it.
+template <typename T, u32 E, u32 N>
+DEVICE void load_rows(const Tile<T> (&tiles)[N], u32 count, Rows<const T> rows, const i64 (&further)[N], u32 first,
+    u32 end) {
     u32 line = first / rows.group, rest = first - line * rows.group;
     // n / group for the few n of a tile.
     u64 inverse = 0xffffffffu / rows.group + 1ull;
@@ -129,7 +131,9 @@ DEVICE void load_rows(Tile<T> tile, u32 count, Rows<const T> rows, u32 first, u3
         for (u32 i = threadIdx.x; i < count * E; i += blockDim.x) {
             u32 row = i / E, column = i % E;
             bool there = first + row < end && column < rows.e;
-            tile.at[row * STRIDE<T, E> + column] = there ? start[offset(row) + column] : T{};
+            const T* from = start + offset(row) + column;
+#pragma unroll
+            for (u32 n = 0; n < N; n++) tiles[n].at[row * STRIDE<T, E> + column] = there ? from[further[n]] : T{};
         }
         return;
     }
@@ -139,8 +143,22 @@ DEVICE void load_rows(Tile<T> tile, u32 count, Rows<const T> rows, u32 first, u3
         u32 row = i / PIECES, column = i % PIECES * PIECE<T>;
         bool there = first + row < end && column < rows.e;
         const T* from = there ? start + offset(row) + column : rows.at;
-        copy_piece(tile.from(row * STRIDE<T, E> + column).place, from, there ? 16 : 0);
+#pragma unroll
+        for (u32 n = 0; n < N; n++) {
+            copy_piece(tiles[n].from(row * STRIDE<T, E> + column).place, from + further[n], there ? 16 : 0);
+        }
     }
+}
+
+template <typename T, u32 E>
+DEVICE void load_rows(Tile<T> tile, u32 count, Rows<const T> rows, u32 first, u32 end) {
+    load_rows<T, E, 1>({tile}, count, rows, {0}, first, end);
+}
+
+// The same rows of two tensors, into a tile and the one behind it.
+template <typename T, u32 E>
+DEVICE void load_pairs(Tile<T> tile, u32 count, Rows<const T> rows, const T* one, const T* other, u32 first, u32 end) {
+    load_rows<T, E, 2>({tile, tile.from(count * STRIDE<T, E>)}, count, rows, {0, other - one}, first, end);
 }
 
 // ---- results ---------------------------------------------------------------------------------------------------------

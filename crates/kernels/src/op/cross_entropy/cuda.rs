@@ -198,7 +198,12 @@ impl Chunk<'_> {
     }
 
     /// Launches a kernel over the rows of a block's logits; `behind_place` are its arguments between the labels and p.
-    fn each_row(&self, kernel: &'static str, block: &Range<usize>, arguments: [&[Argument]; 2]) -> Result<()> {
+    fn each_row(
+        &self,
+        kernel: &'static str,
+        block: &Range<usize>,
+        arguments: [&[Argument]; 2],
+    ) -> Result<()> {
         let (launch, team) = teams(self.n, block.len());
         let logits = [
             self.logits.into(),

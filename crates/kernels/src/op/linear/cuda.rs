@@ -12,7 +12,7 @@ use crate::cuda::blas::Matrix;
 use crate::cuda::launch::DeviceFloats;
 use crate::{Accum, Cuda, DType, Result, Tensor, shape};
 
-use self::plan::{FEW_ROWS, Plan};
+use self::plan::FEW_ROWS;
 use self::product::{Sum, Typed};
 
 impl Linear for Cuda {

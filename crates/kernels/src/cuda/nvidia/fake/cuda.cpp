@@ -291,7 +291,7 @@ int cuModuleUnload(void *module) {
 int cuModuleGetFunction(void **function, void *module, const char *name) {
     WANTS_CONTEXT;
     if (((Module *)module)->ptx.find(std::string(".entry ") + name + "(") == std::string::npos) return NOT_FOUND;
-    *function = new Function{name, 48 << 10};
+    *function = new Function{name, 0};
     return 0;
 }
 int cuFuncSetAttribute(void *function, int attribute, int value) {

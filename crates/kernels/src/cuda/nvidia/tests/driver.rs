@@ -6,10 +6,10 @@ use std::sync::{Arc, Barrier};
 
 use super::super::Nvidia;
 use super::fake::Fake;
+use crate::Error;
 use crate::cuda::driver::{Driver, Failure, Start};
 use crate::cuda::module::{Kernel, Module, kernel};
 use crate::cuda::{Cuda, Storage};
-use crate::Error;
 
 /// Bytes that no shift of theirs is.
 fn bytes(count: usize, case: usize) -> Vec<u8> {

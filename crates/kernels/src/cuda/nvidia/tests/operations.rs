@@ -44,10 +44,10 @@ fn a_kernel_is_launched() {
 
 /// Every orientation of a linear layer's product, with and without what is added to it.
 fn products(device: &dyn Kernels, dtype: DType, accum: Accum) -> Result<Vec<Vec<f32>>> {
-    let [t, n, k] = [5, 6, 9];
+    let [t, n, k] = [43, 37, 41];
     let (x, dy, w) =
         (whole(device, dtype, [t, k])?, whole(device, dtype, [t, n])?, whole(device, DType::F32, [n, k])?);
-    let bias = device.from_f32(&[1.0, -2.0, 3.0, 0.0, 5.0, -1.0], &[n])?;
+    let bias = device.from_f32(&(0..n).map(|index| (index % 5) as f32).collect::<Vec<f32>>(), &[n])?;
     let mut y = whole(device, dtype, [t, n])?;
     device.linear(&x, &w, 2.0, accum, &mut y)?;
     let mut fused = whole(device, DType::F32, [t, n])?;

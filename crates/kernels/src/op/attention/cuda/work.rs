@@ -1,11 +1,11 @@
 //! Which block works on which part of which segment: tables that are the same for all layers of a batch.
 //!
-//! The cut of a segment does not depend on its neighbours nor on the GPU, so neither do its sums. Blocks with the most to do
-//! come first, so that the last to end are short.
+//! The cut of a segment does not depend on its neighbours, so neither do its sums; on the GPU it depends by the size of tiles
+//! that shared memory has room for. Blocks with the most to do come first, so that the last to end are short.
 
 use std::sync::{Arc, Mutex};
 
-use crate::cuda::memory::Storage;
+use crate::cuda::memory::{Storage, granules};
 use crate::op::attention::{AttentionShape, Mask, Segments};
 use crate::{Cuda, Error, Result};
 
@@ -24,8 +24,8 @@ const FEW_ROWS: usize = 64;
 const KEYS_OF_FEW: usize = 256;
 /// The fewest rows that are worth a block of its own for the gradients of a tile of keys.
 const ROWS_OF_PART: usize = 2048;
-/// Tiles and parts that a long segment is cut into for them, about.
-const PARTS: usize = 64;
+/// Blocks that a long segment is cut into for them, about: a few for every multiprocessor.
+const BLOCKS: usize = 512;
 
 /// How rows or keys are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +89,8 @@ impl Tables {
     ) -> Result<Arc<Table>> {
         let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let (mask, group) = (geometry.mask, geometry.group());
-        let same = |key: &Key| {
-            (key.cut, key.mask, key.group) == (cut, mask, group) && key.segments == *segments
-        };
+        let same =
+            |key: &Key| (key.cut, key.mask, key.group) == (cut, mask, group) && key.segments == *segments;
         if let Some(at) = kept.iter().position(|(key, _)| same(key)) {
             let found = kept.remove(at);
             let table = Arc::clone(&found.1);
@@ -107,11 +106,31 @@ impl Tables {
     }
 }
 
-/// Bytes that tables take at most for so many tokens.
-pub(super) fn table_bytes(tokens: usize, group: usize) -> usize {
-    // Every token may be a segment of its own, which is a tile for every 16 rows; half of what parts add is their join.
-    let items = tokens * group.div_ceil(16);
-    KEPT * crate::cuda::memory::granules(size_of::<u32>() * items * (ITEM + JOIN))
+/// Bytes that tables take at most for so many tokens of any segments that attend to themselves.
+pub(super) fn table_bytes(geometry: &AttentionShape, tokens: usize) -> usize {
+    // Every token may be a segment of its own. A tile has at least 16 rows; a part of keys as many as ROWS_OF_PART.
+    let items = tokens + (tokens * geometry.group()).div_ceil(16);
+    KEPT * granules(size_of::<u32>() * items * (ITEM + SUM))
+}
+
+/// The most parts of gradients of keys in tiles of so many, for so many tokens of any segments that attend to themselves.
+pub(super) fn most_parts(
+    op: &'static str,
+    geometry: &AttentionShape,
+    tokens: usize,
+    tile: usize,
+) -> Result<usize> {
+    // Shorter segments are not split for want of rows, longer ones because they have tiles enough.
+    let (shortest, tiles) = (ROWS_OF_PART / geometry.group() + 1, BLOCKS.div_ceil(geometry.kv_heads));
+    let mut most = 0;
+    for count in 1..=tiles.min(tokens.div_ceil(tile)) {
+        let (low, high) = (shortest.max((count - 1) * tile + 1), tokens.min(count * tile));
+        if low <= high {
+            let slots = Work::new(op, geometry, &Segments::packed([high]), Cut::Keys { tile })?.slots;
+            most = most.max(slots * (tokens / low));
+        }
+    }
+    Ok(most)
 }
 
 /// A table in words.
@@ -138,7 +157,9 @@ impl Work {
             match cut {
                 Cut::Forward { few, .. } if rows <= FEW_ROWS => work.add_few(geometry, places, few),
                 Cut::Forward { tile, .. } | Cut::Rows { tile } => work.add_rows(geometry, places, tile),
-                Cut::Keys { tile } => work.add_keys(geometry, places, tile, part_rows(rows, keys.len(), tile)),
+                Cut::Keys { tile } => {
+                    work.add_keys(geometry, places, tile, part_rows(geometry, &places, tile))
+                }
                 Cut::WholeKeys { tile } => work.add_keys(geometry, places, tile, usize::MAX),
             }
         }
@@ -217,8 +238,9 @@ impl Work {
 }
 
 /// Rows of a part of a tile of keys in a segment: all, where the segment has tiles enough.
-pub(super) fn part_rows(rows: usize, keys: usize, tile: usize) -> usize {
-    ROWS_OF_PART.max(rows * keys.div_ceil(tile) / PARTS)
+fn part_rows(geometry: &AttentionShape, places: &[u32; 4], tile: usize) -> usize {
+    let (rows, keys) = (places[1] as usize * geometry.group(), places[3] as usize);
+    ROWS_OF_PART.max(rows * (geometry.kv_heads * keys.div_ceil(tile)) / BLOCKS)
 }
 
 fn item(places: [u32; 4], start: usize, over: std::ops::Range<usize>, slot: u32) -> [u32; ITEM] {

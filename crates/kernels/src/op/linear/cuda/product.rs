@@ -39,13 +39,6 @@ impl Sum {
 }
 
 impl Cuda {
-    /// A product whose operands are of one type, `bf16` or `f32`; c may be anything where beta is 0, and is no operand.
-    pub(crate) fn product(&self, op: &'static str, product: &Product) -> Result<()> {
-        let &Product { a, b, c, alpha, beta, bias } = product;
-        let bias = bias.map(|address| DeviceFloats { address, dtype: c.dtype });
-        self.sum(op, &Sum { first: (a, b), second: None, c, alpha, beta, bias })
-    }
-
     /// A sum of products.
     pub(crate) fn sum(&self, op: &'static str, sum: &Sum) -> Result<()> {
         if sum.c.rows == 0 || sum.c.columns == 0 || self.sum_by_library(op, sum)? {

@@ -3,7 +3,7 @@
 use super::plan::{Kernel, Plan};
 use super::product::Sum;
 use crate::cuda::ThreadOrder;
-use crate::cuda::blas::{Matrix, Product};
+use crate::cuda::blas::Matrix;
 use crate::cuda::launch::DeviceFloats;
 use crate::{Cuda, DType, Generator, Memory, Stream, Tensor};
 
@@ -153,12 +153,12 @@ fn a_product_of_no_depth_is_what_is_added_to_it() {
         let c = gpu.empty_of(dtype, &[3, 5]).unwrap();
         let address = gpu.floats("test", "c", &c).unwrap().address;
         let matrix = Matrix { address, dtype, rows: 3, columns: 5, stride: 5, transposed: false };
-        let bias_address = Some(bias.matrix.address);
-        let product =
-            Product { a: a.matrix, b: b.matrix, c: matrix, alpha: 2.0, beta: 0.0, bias: bias_address };
-        gpu.product("test", &product).unwrap();
+        let held = Some(DeviceFloats { address: bias.matrix.address, dtype });
+        let first = (a.matrix, b.matrix);
+        let sum = Sum { first, second: None, c: matrix, alpha: 2.0, beta: 0.0, bias: held };
+        gpu.sum("test", &sum).unwrap();
         assert_eq!(gpu.to_f32(&c).unwrap(), bias.held.repeat(3));
-        gpu.product("test", &Product { beta: 0.5, bias: None, ..product }).unwrap();
+        gpu.sum("test", &Sum { beta: 0.5, bias: None, ..sum }).unwrap();
         let half: Vec<f32> = bias.held.iter().map(|x| 0.5 * x).collect();
         assert_eq!(gpu.to_f32(&c).unwrap(), half.repeat(3));
     }

@@ -122,8 +122,7 @@ fn a_large_steps_peak_is_foretold() {
 #[test]
 fn a_gpus_step_takes_what_it_is_said_to() {
     on_each_device(|| {
-        let shapes = families::all().into_iter().filter(|family| SHAPES.contains(&family.name));
-        for family in shapes {
+        for family in families::all().into_iter().filter(|family| ["llama", "bert"].contains(&family.name)) {
             let mut model = family.with(sizes(family.name));
             let batch = Texts::new().batch(&model);
             let place = model.kernels().place();

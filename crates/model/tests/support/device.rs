@@ -2,7 +2,7 @@
 //!
 //! | variable | what it does |
 //! |---|---|
-//! | `LORA_SB_TEST_DEVICE` | `cuda:N`: all tests run on that GPU; `cpu`: none runs on the emulated one |
+//! | `LORA_SB_TEST_DEVICE` | `cuda:N`: all tests run on that GPU; `emulated`: on the emulated one; `cpu`: none on that |
 //! | `LORA_SB_ROOT` | the repository's folder, where the tests run on another machine than the one that built them |
 
 use std::cell::{Cell, RefCell};
@@ -33,10 +33,11 @@ fn named() -> Option<Choice> {
     let name = std::env::var("LORA_SB_TEST_DEVICE").ok()?;
     let choice = match name.split_once(':') {
         None if name == "cpu" => Some(Choice::Cpu),
+        None if name == "emulated" => Some(Choice::Emulated),
         Some(("cuda", ordinal)) => ordinal.parse().ok().map(Choice::Gpu),
         _ => None,
     };
-    Some(choice.unwrap_or_else(|| panic!("LORA_SB_TEST_DEVICE={name}: expected cpu or cuda:N")))
+    Some(choice.unwrap_or_else(|| panic!("LORA_SB_TEST_DEVICE={name}: expected cpu, emulated or cuda:N")))
 }
 
 /// The device of this test: the processor with two threads, where neither the environment nor [`on_each_device`] says

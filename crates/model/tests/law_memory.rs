@@ -8,7 +8,7 @@ use lora_sb_kernels::{DType, Tensor};
 use lora_sb_model::memory::Trained;
 use lora_sb_model::{Batch, Frozen, Gradients, Model, NoGradients, Parameter, Recompute, Target};
 use serde_json::{Value, json};
-use support::device::on_each_device;
+use support::device::{device, on_each_device};
 use support::families::Small;
 use support::{Texts, families, zeros};
 
@@ -97,6 +97,10 @@ fn no_step_takes_more_than_it_is_said_to() {
 
 #[test]
 fn a_large_steps_peak_is_foretold() {
+    // No step of a test is large beside what a plan leaves for a GPU's products; see below.
+    if !device().place().is_host() {
+        return;
+    }
     let mut wrong = Vec::new();
     for (family, mut model) in wide() {
         let ids: Vec<u32> = (0..571).map(|i| i * 17 % 29).collect();

@@ -320,7 +320,9 @@ fn does_not_fit(
         Some(_) => "raise --memory-limit",
         None => "if there is more memory than is said to be free, give --memory-limit",
     };
-    Failure::new(format!("{error}\n\n{table}")).hint(format!("{ways}; {more}"))
+    let elsewhere =
+        if facts.place.is_host() { "" } else { "; --device cpu takes the system's memory instead" };
+    Failure::new(format!("{error}\n\n{table}")).hint(format!("{ways}; {more}{elsewhere}"))
 }
 
 /// Settings that would make a run fit, each by itself, with what it would take.

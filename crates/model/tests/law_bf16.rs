@@ -12,6 +12,7 @@ use lora_sb_model::{
     Sequence, Storage, memory, save_model,
 };
 use serde_json::{Value, json};
+use support::device::{fresh_device, on_each_device};
 use support::{
     Texts, config, config_json, device, families, host, largest, largest_difference, model, values, zeros,
 };
@@ -63,15 +64,42 @@ fn the_bytes_of_rounded_weights_are_foretold() {
         let dir = tempfile::tempdir().unwrap();
         save(dir.path(), &model(changes), SaveType::F32);
         let model = load(dir.path(), Storage::Mapped, DType::Bf16);
-        let rope = 2 * Place::Cpu.bytes(64 * model.config().head_dim / 2);
+        let (kernels, place) = (model.kernels(), model.kernels().place());
+        let rope = 2 * place.bytes(64 * model.config().head_dim / 2);
         let tensors = model.parameters().into_iter().map(|parameter| model.weight(parameter).unwrap());
-        let mapped: usize = tensors.filter(|t| t.dtype() == DType::F32).map(|t| t.bytes()).sum();
-        let live = model.kernels().usage().live_bytes;
-        assert_eq!(
-            memory::weights(model.config(), Storage::Mapped, 4, DType::Bf16, Place::Cpu) + rope,
-            live + mapped
-        );
+        let in_file = tensors.filter(|tensor| tensor.dtype() == DType::F32 && place.is_host());
+        let mapped: usize = in_file.map(|tensor| tensor.bytes()).sum();
+        let weights = memory::weights(model.config(), Storage::Mapped, 4, DType::Bf16, place);
+        assert_eq!(weights + rope, kernels.usage().live_bytes + mapped);
     }
+}
+
+#[test]
+fn weights_come_to_a_device_one_by_one_and_are_what_they_are_on_the_processor() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), &model(json!({ "hidden_size": 100, "vocab_size": 301 })), SaveType::F32);
+    on_each_device(|| {
+        let options = LoadOptions { dtype: DType::Bf16, ..LoadOptions::default() };
+        let model = Model::load_with(dir.path(), fresh_device(), Storage::Mapped, options).unwrap();
+        let (kernels, config) = (model.kernels(), model.config());
+        let of = |of: fn(&Config, Storage, usize, DType, Place) -> usize| {
+            of(config, Storage::Mapped, 4, DType::Bf16, kernels.place())
+        };
+        assert!(kernels.usage().peak_bytes <= of(memory::weights) + of(memory::reading));
+        let processor = Arc::new(Cpu::new(1).unwrap());
+        let expected = Model::load_with(dir.path(), processor, Storage::Mapped, options).unwrap();
+        for parameter in model.parameters() {
+            let [found, expected] =
+                [&model, &expected].map(|model| values(model.kernels(), model.weight(parameter).unwrap()));
+            assert!(found == expected, "{parameter:?}");
+        }
+        assert_eq!(model.fingerprint().unwrap(), expected.fingerprint().unwrap());
+        // One that is trained is read by way of the device, too.
+        let trained = load(dir.path(), Storage::Trainable, DType::Bf16);
+        let head = |model: &Model| values(model.kernels(), model.weight(Parameter::Head).unwrap());
+        let (trained, frozen) = (head(&trained), head(&model));
+        assert!(largest_difference(&trained, &frozen) <= ROUNDING * largest(&trained));
+    });
 }
 
 #[test]

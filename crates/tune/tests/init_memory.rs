@@ -3,6 +3,7 @@
 mod common;
 mod training;
 
+use common::device::fresh_device;
 use lora_sb_data::Example;
 use lora_sb_kernels::DType;
 use lora_sb_model::{Config, Model, Site, Storage};
@@ -19,7 +20,7 @@ fn model(dtype: DType) -> Model {
         "max_position_embeddings": 64, "tie_word_embeddings": false}}"#
     );
     let config = Config::from_json(json.as_bytes()).unwrap();
-    let mut model = Model::random(config, common::device(), 1, Storage::Trainable).unwrap();
+    let mut model = Model::random(config, fresh_device(), 1, Storage::Trainable).unwrap();
     model.set_dtype(dtype).unwrap();
     model
 }
@@ -42,6 +43,10 @@ fn plan<'a>(
 
 #[test]
 fn the_planned_memory_of_the_estimate_is_what_the_device_counts() {
+    // What a plan leaves for a GPU's products outweighs these blocks.
+    if !fresh_device().place().is_host() {
+        return;
+    }
     let examples = training::examples(60, 301, 9);
     for dtype in [DType::F32, DType::Bf16] {
         for (method, bases) in
@@ -69,6 +74,10 @@ fn the_planned_memory_of_the_estimate_is_what_the_device_counts() {
 /// The gradients of all blocks at once take more than what is kept for one at a time, or less, by the samples.
 #[test]
 fn more_samples_are_worth_more_blocks_at_once() {
+    // What a plan leaves for a GPU's products outweighs these blocks.
+    if !fresh_device().place().is_host() {
+        return;
+    }
     let model = model(DType::F32);
     let (sites, adapter) = (model.sites(), adapter(Method::LoraSb, Bases::Sb, None));
     let blocks = |samples| {

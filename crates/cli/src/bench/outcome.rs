@@ -357,7 +357,7 @@ const OP_HEADINGS: [&str; 6] = ["operation", "calls", "ms", "share", "GFLOP/s", 
 fn decoding_line(decoding: &Decoding) -> String {
     let Decoding { decoded, read_rate } = decoding;
     format!(
-        "{:.2} tokens/s, {} of weights each: {} of the {:.1} GB/s that can be read",
+        "{:.2} tokens/s, {} of weights each: {} of the {:.1} GB/s that its memory gives",
         decoded.tokens_per_second,
         bytes(decoded.weight_bytes),
         share(decoding.share(), 1.0),

@@ -2,10 +2,10 @@
 //!
 //! | variable | what it does |
 //! |---|---|
-//! | `LORA_SB_TEST_DEVICE` | `cuda:N`: all tests run on that GPU; `cpu`: none runs on the emulated one |
+//! | `LORA_SB_TEST_DEVICE` | `cuda:N`: all tests run on that GPU; `emulated`: on the emulated one; `cpu`: none on that |
 //! | `LORA_SB_ROOT` | the repository's folder, where the tests run on another machine than the one that built them |
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,8 +21,11 @@ enum Choice {
     Gpu(usize),
 }
 
+// A test has a thread of its own.
 thread_local! {
     static CHOSEN: Cell<Choice> = Cell::new(named().unwrap_or(Choice::Cpu));
+    /// The GPU of this test: its tensors are no other device's.
+    static GPU: RefCell<Option<(Choice, Arc<dyn Kernels>)>> = const { RefCell::new(None) };
 }
 
 /// What the environment asks for.
@@ -30,14 +33,28 @@ fn named() -> Option<Choice> {
     let name = std::env::var("LORA_SB_TEST_DEVICE").ok()?;
     let choice = match name.split_once(':') {
         None if name == "cpu" => Some(Choice::Cpu),
+        None if name == "emulated" => Some(Choice::Emulated),
         Some(("cuda", ordinal)) => ordinal.parse().ok().map(Choice::Gpu),
         _ => None,
     };
-    Some(choice.unwrap_or_else(|| panic!("LORA_SB_TEST_DEVICE={name}: expected cpu or cuda:N")))
+    Some(choice.unwrap_or_else(|| panic!("LORA_SB_TEST_DEVICE={name}: expected cpu, emulated or cuda:N")))
 }
 
-/// A fresh device: the processor with two threads, where neither the environment nor [`on_each_device`] says otherwise.
+/// The device of this test: the processor with two threads, where neither the environment nor [`on_each_device`] says
+/// otherwise.
 pub(crate) fn device() -> Arc<dyn Kernels> {
+    let chosen = CHOSEN.get();
+    if chosen == Choice::Cpu {
+        return fresh_device();
+    }
+    GPU.with_borrow_mut(|kept| match kept {
+        Some((choice, gpu)) if *choice == chosen => Arc::clone(gpu),
+        _ => Arc::clone(&kept.insert((chosen, fresh_device())).1),
+    })
+}
+
+/// Such a device that has counted nothing yet.
+pub(crate) fn fresh_device() -> Arc<dyn Kernels> {
     match CHOSEN.get() {
         Choice::Cpu => Arc::new(Cpu::new(2).unwrap()),
         Choice::Emulated => Arc::new(Cuda::emulated(ThreadOrder::Forward).unwrap().unwrap()),

@@ -106,6 +106,15 @@ impl Place {
         }
     }
 
+    /// Tokens that make a pass over a block's weights worth its reading, and its products as fast as they get.
+    pub fn tokens_of_a_pass(self) -> usize {
+        match self {
+            Place::Cpu => 512,
+            // Thirty-two rows of tiles: enough for every multiprocessor where a layer is some thousand wide.
+            Place::Cuda => 4096,
+        }
+    }
+
     /// Rows whose loss is best computed together. The more rows share a pass over the head's weights, the less its reading
     /// costs; and a GPU wants more of them at a time to be busy.
     pub fn loss_rows(self, v: usize, d: usize) -> usize {

@@ -1,5 +1,6 @@
 //! What is trained, and where it starts.
 
+use lora_sb_kernels::Place;
 use lora_sb_model::{Config, Task};
 use lora_sb_tune::head;
 use lora_sb_tune::method::Kind;
@@ -27,6 +28,7 @@ impl Book {
         train: &TrainConfig,
         data: &TrainingData,
         model: &Config,
+        place: Place,
     ) -> Result<AdapterConfig> {
         if settings.lora_alpha.is_none() {
             let scale = if method == Method::RsLora { "sqrt(rank)" } else { "1" };
@@ -49,7 +51,7 @@ impl Book {
             seed: train.seed,
         };
         if estimates_gradient(&adapter) {
-            adapter.init = self.estimate(settings, &adapter, train, data)?;
+            adapter.init = self.estimate(settings, &adapter, train, data, place)?;
         }
         Ok(adapter)
     }
@@ -86,6 +88,7 @@ impl Book {
         adapter: &AdapterConfig,
         train: &TrainConfig,
         data: &TrainingData,
+        place: Place,
     ) -> Result<InitConfig> {
         let examples = data.train.len();
         let share = (INIT_SHARE * examples as f64).ceil() as usize;
@@ -108,9 +111,10 @@ impl Book {
         if adapter.method.kind() == Kind::Latent {
             self.set("init_eta", eta, "the first step's learning rate");
         }
-        // A micro-batch of the estimation takes no more memory than one of the training.
-        // Enough tokens to make a pass over the weights worth its reading; more would only add to the peak.
-        let max_tokens = batch_size.saturating_mul(train.max_length).min(train.max_length.max(512));
+        // A micro-batch of the estimation takes no more memory than one of the training. More tokens than make a pass over
+        // the weights worth its reading would only add to the peak.
+        let enough = train.max_length.max(place.tokens_of_a_pass());
+        let max_tokens = batch_size.saturating_mul(train.max_length).min(enough);
         Ok(InitConfig {
             bases: adapter.init.bases,
             samples,

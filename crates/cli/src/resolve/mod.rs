@@ -114,7 +114,8 @@ pub(crate) fn resolve(settings: SettingsArgs, sources: Sources) -> Result<Resolv
     if settings.max_steps.is_some() {
         book.derived("num_train_epochs", "not read: max_steps is set");
     }
-    let adapter = book.adapter_config(&settings, (method, rank), &train, &data, &model)?;
+    let place = device.kernels.place();
+    let adapter = book.adapter_config(&settings, (method, rank), &train, &data, &model, place)?;
     adapter.validate()?;
     let head_warmup_steps = book.head_warmup(&settings, &adapter, &model)?;
     let output_dir = output_dir(&settings);

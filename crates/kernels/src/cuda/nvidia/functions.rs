@@ -1,6 +1,7 @@
 //! The embedded kernels in the driver: a module is compiled for the GPU when its first kernel is launched.
 
 use std::ffi::{CStr, CString, c_int, c_void};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -35,15 +36,17 @@ struct Loaded {
 pub(super) struct Functions {
     context: Arc<Context>,
     modules: Vec<Loaded>,
+    /// A folder of PTX files to load instead.
+    ptx: Option<PathBuf>,
 }
 
 impl Functions {
-    pub(super) fn new(context: Arc<Context>, modules: &'static [Module]) -> Self {
+    pub(super) fn new(context: Arc<Context>, modules: &'static [Module], ptx: Option<PathBuf>) -> Self {
         let loaded = |(index, source): (usize, &'static Module)| {
             let functions = kernels_of(index, source.ptx).map(|_| OnceLock::new()).collect();
             Loaded { source, handle: Mutex::new(None), functions }
         };
-        Functions { context, modules: modules.iter().enumerate().map(loaded).collect() }
+        Functions { context, modules: modules.iter().enumerate().map(loaded).collect(), ptx }
     }
 
     /// A kernel, ready for so much dynamic shared memory. The context is current.
@@ -53,7 +56,7 @@ impl Functions {
         let function = match place.get() {
             Some(function) => function,
             None => {
-                let handle = module.function(&self.context, kernel.name)?;
+                let handle = module.function(&self.context, self.ptx.as_deref(), kernel.name)?;
                 place.get_or_init(|| Function { handle, shared_bytes: 0.into() })
             }
         };
@@ -72,13 +75,13 @@ impl Functions {
 
 #[expect(unsafe_code, reason = "calls of the driver with places for their results")]
 impl Loaded {
-    fn function(&self, context: &Context, name: &str) -> Outcome<Handle> {
+    fn function(&self, context: &Context, ptx: Option<&Path>, name: &str) -> Outcome<Handle> {
         let call = "cuModuleGetFunction";
         let text = CString::new(name).map_err(|_| failure(call, "a name with a zero byte"))?;
         let mut module = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         let handle = match *module {
             Some(handle) => handle,
-            None => *module.insert(load(context, self.source)?),
+            None => *module.insert(load(context, ptx, self.source)?),
         };
         let mut function = 0;
         // SAFETY: a place for the handle; the module is loaded.
@@ -89,9 +92,14 @@ impl Loaded {
 
 /// Compiles a module; a failure has the compiler's words.
 #[expect(unsafe_code, reason = "calls of the driver with places for their results")]
-fn load(context: &Context, source: &Module) -> Outcome<Handle> {
+fn load(context: &Context, ptx: Option<&Path>, source: &Module) -> Outcome<Handle> {
     let call = "cuModuleLoadDataEx";
-    let text = CString::new(source.ptx).map_err(|_| failure(call, "PTX with a zero byte"))?;
+    let text = match ptx.map(|folder| folder.join(format!("{}.ptx", source.name))) {
+        None => source.ptx.to_owned(),
+        Some(path) => std::fs::read_to_string(&path)
+            .map_err(|error| failure(call, &format!("{}: {error}", path.display())))?,
+    };
+    let text = CString::new(text).map_err(|_| failure(call, "PTX with a zero byte"))?;
     let mut log = vec![0_u8; LOG_BYTES];
     // The size of the log is passed as the value itself, as `cuda.h` says of options of an integer type.
     let mut names = [number::JIT_ERROR_LOG, number::JIT_ERROR_LOG_BYTES];

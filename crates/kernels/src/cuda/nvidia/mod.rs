@@ -32,11 +32,18 @@ struct Places {
     driver: Vec<PathBuf>,
     products: Search,
     modules: &'static [Module],
+    /// A folder whose PTX files are loaded instead of those that are embedded: for work on kernels where the program cannot be
+    /// built.
+    ptx: Option<PathBuf>,
 }
+
+/// Names that folder.
+const PTX: &str = "LORA_SB_PTX";
 
 impl Places {
     fn of_the_process() -> Places {
-        Places { driver: api::places(), products: Search::of_the_process(), modules: MODULES }
+        let ptx = std::env::var_os(PTX).filter(|folder| !folder.is_empty()).map(PathBuf::from);
+        Places { driver: api::places(), products: Search::of_the_process(), modules: MODULES, ptx }
     }
 }
 
@@ -82,7 +89,7 @@ impl Nvidia {
         Ok(Nvidia {
             blas: CublasLt::new(Arc::clone(&context), &places.products, version),
             staging: Mutex::new(None),
-            functions: Functions::new(Arc::clone(&context), places.modules),
+            functions: Functions::new(Arc::clone(&context), places.modules, places.ptx.clone()),
             gpu,
             context,
         })

@@ -28,7 +28,7 @@ impl Fake {
             return None;
         }
         let products = Search::only(dir.path().join("none.so"));
-        Some(Fake { places: Places { driver: vec![driver], products, modules: MODULES }, dir })
+        Some(Fake { places: Places { driver: vec![driver], products, modules: MODULES, ptx: None }, dir })
     }
 
     /// With products, too.

@@ -22,8 +22,12 @@ fn holds(text: &str, parts: &[&str]) {
 
 #[test]
 fn without_a_driver() {
-    let places =
-        Places { driver: vec!["/none/libcuda.so.1".into()], products: Search::default(), modules: MODULES };
+    let places = Places {
+        driver: vec!["/none/libcuda.so.1".into()],
+        products: Search::default(),
+        modules: MODULES,
+        ptx: None,
+    };
     let (message, hint) = refusal(&places, 2);
     holds(&message, &["cuda:2: no CUDA driver", "/none/libcuda.so.1"]);
     holds(&hint, &["install NVIDIA's driver", "530", "--gpus all"]);

@@ -8,7 +8,7 @@ use super::super::Nvidia;
 use super::fake::Fake;
 use crate::Error;
 use crate::cuda::driver::{Driver, Failure, Start};
-use crate::cuda::module::{Kernel, MODULES, Module, kernel};
+use crate::cuda::module::{self, Kernel, Module, kernel};
 use crate::cuda::{Cuda, Storage};
 
 /// Bytes that no shift of theirs is.
@@ -90,7 +90,7 @@ fn kernels_can_come_from_files() {
     let (driver, cast) = (fake.open().unwrap(), kernel("cast").unwrap());
     let failure = launched(&driver, cast, 0).unwrap_err().to_string();
     assert!(failure.contains("elementwise.ptx"), "{failure}");
-    std::fs::write(folder.path().join("elementwise.ptx"), MODULES[cast.module].ptx).unwrap();
+    std::fs::write(folder.path().join("elementwise.ptx"), module::MODULES[cast.module].ptx).unwrap();
     launched(&driver, cast, 0).unwrap();
     assert_eq!(fake.count("fake_loads"), 1);
 }

@@ -259,6 +259,7 @@ impl Tensor {
             Buffer::Shared(shared, DType::U32) => Ok(bytemuck::cast_slice(shared.bytes())),
             // On a GPU they are kept on the host besides, where they are checked.
             Buffer::Cuda(DeviceBuffer { origin: Origin::Indices(values), .. }) => Ok(values),
+            Buffer::Cuda(buffer) => Err(Error::Type { op, operand, found: buffer.dtype, expected: "u32" }),
             other => Err(other.refused(op, operand, "u32")),
         }
     }

@@ -102,7 +102,7 @@ impl Place {
             Place::Cpu => {
                 cross_entropy::cpu::cross_entropy_scratch_bytes(types.0, (n, v, d), chunk_rows, gradients)
             }
-            Place::Cuda => cross_entropy::cuda::scratch_bytes(types.0, (n, v, d), chunk_rows, gradients),
+            Place::Cuda => cross_entropy::cuda::scratch_bytes(types, (n, v, d), chunk_rows, gradients),
         }
     }
 

@@ -1,8 +1,9 @@
-//! Time, memory and accuracy of LoRA-SB's initialisation on a model directory.
+//! Time, memory and accuracy of LoRA-SB's initialisation on a model directory, or on random weights of a config.json.
 //!
 //! `cargo run --release -p lora-sb-tune --example init_bench -- --model=DIR --samples=50 --length=256 --ranks=32,64,96
 //! --dtype=bf16` prints a JSON line for the gradient of all linear layers and their factorisation at each rank, and one
-//! for the memory beside what the plan says. `--blocks=N` takes N blocks at once instead of as many as the plan does. With
+//! for the memory beside what the plan says. `--blocks=N` takes N blocks at once instead of as many as the plan does. It runs on the processor,
+//! with `--device=cuda:N` on a GPU, `--max_tokens` tokens at a time. With
 //! `--check=LAYER` the sites of that layer are also factorised exactly, in f64, and the share of the best rank-r energy
 //! that was captured is printed (minutes for wide layers).
 
@@ -18,8 +19,8 @@ use std::time::{Duration, Instant};
 use common::{Anything, options, row};
 use lora_sb_data::{Example, Location};
 use lora_sb_kernels::linalg::{SvdOptions, truncated_svd};
-use lora_sb_kernels::{Accum, Cpu, DType, Elementwise, Generator, Linear, Memory, Stream, Tensor, heap};
-use lora_sb_model::{LoadOptions, Model, Site, Storage};
+use lora_sb_kernels::{Accum, Cpu, Cuda, DType, Generator, Kernels, Stream, Tensor, heap};
+use lora_sb_model::{Config, LoadOptions, Model, Site, Storage};
 use lora_sb_tune::init::{Estimate, factorise, stream_gradients};
 use lora_sb_tune::method::lora_sb;
 use lora_sb_tune::plan::{EstimatePlan, EstimateSize};
@@ -42,11 +43,11 @@ fn main() -> Result<(), Anything> {
         Some("bf16") => DType::Bf16,
         Some(other) => return Err(format!("--dtype={other}: expected f32 or bf16").into()),
     };
-    let kernels = Arc::new(Cpu::new(given("threads")?.unwrap_or(2))?);
-    let directory = options.get("model").ok_or("--model=DIR is missing")?;
-    let options = LoadOptions { dtype, ..LoadOptions::default() };
-    let mut model = Model::load_with(Path::new(directory), kernels.clone(), Storage::Mapped, options)?;
+    let kernels = device(options.get("device").map(String::as_str), given("threads")?.unwrap_or(2))?;
+    let path = Path::new(options.get("model").ok_or("--model=DIR is missing")?);
+    let mut model = load(path, &kernels, dtype)?;
     model.prepare(length)?;
+    kernels.synchronize()?;
     let examples: Vec<Example> =
         (0..samples).map(|i| example(i, length, model.config().vocab_size)).collect();
     let init = InitConfig {
@@ -77,7 +78,7 @@ fn main() -> Result<(), Anything> {
     };
     kernels.reset_peak();
     let before = kernels.usage().live_bytes;
-    let run = run(&model, &kernels, &examples, &plan, &ranks, given("check")?)?;
+    let run = run(&model, &*kernels, &examples, &plan, &ranks, given("check")?)?;
     println!(
         "{}",
         serde_json::json!({
@@ -99,6 +100,26 @@ fn main() -> Result<(), Anything> {
     Ok(())
 }
 
+fn device(name: Option<&str>, threads: usize) -> Result<Arc<dyn Kernels>, Anything> {
+    match name.map(|name| name.strip_prefix("cuda:").map(str::parse::<usize>)) {
+        None => Ok(Arc::new(Cpu::new(threads)?)),
+        Some(Some(Ok(ordinal))) => Ok(Arc::new(Cuda::open(ordinal)?)),
+        _ => Err("--device: expected cuda:N".into()),
+    }
+}
+
+/// The model of a directory, or one of random weights where the path is a config.json.
+fn load(path: &Path, kernels: &Arc<dyn Kernels>, dtype: DType) -> Result<Model, Anything> {
+    if path.is_dir() {
+        let options = LoadOptions { dtype, ..LoadOptions::default() };
+        return Ok(Model::load_with(path, kernels.clone(), Storage::Mapped, options)?);
+    }
+    let config = Config::from_json(&std::fs::read(path)?)?;
+    let mut model = Model::random(config, kernels.clone(), 1, Storage::Mapped)?;
+    model.set_dtype(dtype)?;
+    Ok(model)
+}
+
 /// What was measured.
 struct Run {
     estimate: Estimate,
@@ -109,7 +130,7 @@ struct Run {
 
 fn run(
     model: &Model,
-    kernels: &Cpu,
+    kernels: &dyn Kernels,
     examples: &[Example],
     plan: &EstimatePlan<'_>,
     ranks: &[usize],
@@ -136,6 +157,7 @@ fn run(
         }
         let begun = Instant::now();
         kept.push(factorise(gradients, &|_, gradient| start(gradient, ranks[0]), &mut || ())?);
+        kernels.synchronize()?;
         *factorising.entry(ranks[0]).or_default() += begun.elapsed();
         Ok(())
     };
@@ -148,7 +170,7 @@ fn run(
 
 /// Prints the share of the best rank-r energy of a gradient's signs that is captured.
 fn report_captured(
-    kernels: &Cpu,
+    kernels: &dyn Kernels,
     module: &str,
     gradient: &Tensor,
     ranks: &[usize],
@@ -168,7 +190,7 @@ fn report_captured(
 }
 
 /// The eigenvalues of the smaller Gram matrix of a matrix of signs, largest first, in f64.
-fn eigenvalues(kernels: &Cpu, signs: &Tensor) -> lora_sb_kernels::Result<Vec<f64>> {
+fn eigenvalues(kernels: &dyn Kernels, signs: &Tensor) -> lora_sb_kernels::Result<Vec<f64>> {
     let (m, n) = (signs.shape()[0], signs.shape()[1]);
     let side = m.min(n);
     let mut gram = kernels.zeros(&[side, side])?;

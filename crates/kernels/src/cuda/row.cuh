@@ -1,8 +1,8 @@
 // A row of a matrix in the registers of a team of threads: what norms are computed on.
 //
-// A team is a power of two of threads, at least a warp, and has a row to itself; a block has one team or several. Each thread
-// holds `HELD` elements of the row at a time, a slab of the team's. A row of one slab, which is every row of up to
-// `MOST_THREADS * HELD` elements, is read once however often its values are used.
+// A team is a power of two of threads and has a row to itself: a few lanes of a warp, or several warps; a block has one team
+// or several. Each thread holds `HELD` elements of the row at a time, a slab of the team's. A row of one slab, which is every
+// row of up to `MOST_THREADS * HELD` elements, is read once however often its values are used.
 //
 // Elements are taken by fours, or one by one where four do not divide the row. What the lanes of a warp read at once lies
 // together for every type, which pieces of 16 bytes of bf16 beside f32 would not.
@@ -11,7 +11,7 @@
 
 #include "cuda/prelude.cuh"
 
-// Elements that a thread holds; `HELD` and `MOST_THREADS` are those of cuda/rows.rs.
+// Elements that a thread holds; `HELD` and `MOST_THREADS` are those of cuda/row.rs.
 constexpr u32 HELD = 16;
 constexpr u32 MOST_THREADS = 512;
 
@@ -121,23 +121,35 @@ DEVICE void load_sum(Floats f, FloatsMut x, Team team, u32 slab, float (&v)[HELD
     for (u32 i = 0; i < HELD; i++) v[i] = wide(narrow(v[i]));
 }
 
-// Sums over a team, in every thread; the order of the additions is always the same.
-template <u32 SUMS>
-DEVICE void team_sum(Team team, float (&x)[SUMS]) {
-    __shared__ float space[SUMS][MOST_THREADS / WARP];
-#pragma unroll
-    for (u32 s = 0; s < SUMS; s++) x[s] = warp_sum(x[s]);
-    if (team.size == WARP) return;
+// A number made of every thread's by `both`, in every thread of the team; the order is always the same. `space` holds one for
+// each warp of the block.
+template <typename Both>
+DEVICE float team_fold(Team team, float x, float* space, Both both) {
+    for (u32 distance = min(team.size, WARP) / 2; distance > 0; distance /= 2) {
+        x = both(x, __shfl_xor_sync(ALL_LANES, x, distance));
+    }
+    if (team.size <= WARP) return x;
     u32 warp = threadIdx.x / WARP, warps = team.size / WARP, first = warp / warps * warps;
-    if (lane_index() == 0) {
-#pragma unroll
-        for (u32 s = 0; s < SUMS; s++) space[s][warp] = x[s];
-    }
+    // Nobody is still reading the last one.
     __syncthreads();
-#pragma unroll
-    for (u32 s = 0; s < SUMS; s++) {
-        x[s] = 0;
-        for (u32 w = 0; w < warps; w++) x[s] += space[s][first + w];
-    }
+    if (lane_index() == 0) space[warp] = x;
     __syncthreads();
+    x = space[first];
+    for (u32 w = 1; w < warps; w++) x = both(x, space[first + w]);
+    return x;
+}
+
+DEVICE float team_sum(Team team, float x) {
+    __shared__ float space[MOST_THREADS / WARP];
+    return team_fold(team, x, space, [](float a, float b) { return a + b; });
+}
+
+DEVICE float larger(float a, float b) {
+    // A NaN stays.
+    return b > a || b != b ? b : a;
+}
+
+DEVICE float team_max(Team team, float x) {
+    __shared__ float space[MOST_THREADS / WARP];
+    return team_fold(team, x, space, larger);
 }

@@ -12,10 +12,12 @@ pub(crate) const SLAB: usize = HELD * MOST_THREADS as usize;
 /// The fewest threads of a block; teams that are smaller share one.
 const FEWEST_THREADS: u32 = 128;
 
-/// The threads of a team for a row of `width` elements: a power of two of them, at least a warp.
+/// The fewest of a team: the elements that so many lanes read beside each other are 32 bytes of `bf16`.
+const FEWEST: usize = 4;
+
+/// The threads of a team for a row of `width` elements: a power of two of them.
 fn team(width: usize) -> u32 {
-    let wanted = width.div_ceil(HELD).next_power_of_two().min(MOST_THREADS as usize);
-    (wanted as u32).max(32)
+    width.div_ceil(HELD).next_power_of_two().clamp(FEWEST, MOST_THREADS as usize) as u32
 }
 
 /// The launch for every row of a matrix, and the threads of a team.

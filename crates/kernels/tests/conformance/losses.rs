@@ -1,8 +1,9 @@
 //! The losses of values at hand: a classifier's logits, a regression's predictions.
 
 use lora_sb_kernels::op::{cross_entropy, squared_error};
+use lora_sb_kernels::{DType, LossGradients};
 
-use crate::common::{Draw, EPS, close, devices, magnitudes, sum_error, widen};
+use crate::common::{DTYPES, Draw, EPS, activation, close, devices, magnitudes, sum_error, widen};
 
 #[test]
 fn cross_entropy_of_logits() {
@@ -36,6 +37,32 @@ fn cross_entropy_of_logits() {
                 sizes[i * c + label as usize] += 2.0 * weights[i].abs();
             }
             close(&case, &kernels.to_f32(&z).unwrap(), &truth, 2.0 * error, &sizes);
+        }
+    }
+}
+
+#[test]
+fn the_loss_takes_no_more_memory_than_it_is_counted_with() {
+    let wanted = [LossGradients::None, LossGradients::Input, LossGradients::InputAndWeight];
+    for (kernels, dtype) in devices().iter().flat_map(|kernels| DTYPES.map(|dtype| (kernels, dtype))) {
+        for (gradients, chunk_rows) in wanted.into_iter().flat_map(|wanted| [(wanted, 3), (wanted, 100)]) {
+            let (n, v, d) = (11, 259, 40);
+            let (x, _) = activation(&**kernels, dtype, &Draw::new(1).normal(n * d), &[n, d]);
+            let w = kernels.from_f32(&Draw::new(2).normal(v * d), &[v, d]).unwrap();
+            let labels = kernels.from_u32(&Draw::new(3).indices(n, v), &[n]).unwrap();
+            let weights = kernels.from_f32(&[0.1; 11], &[n]).unwrap();
+            let (mut dx, mut dw) =
+                (kernels.empty_of(dtype, &[n, d]).unwrap(), kernels.zeros(&[v, d]).unwrap());
+            let dx = (gradients != LossGradients::None).then_some(&mut dx);
+            let dw = (gradients == LossGradients::InputAndWeight).then_some(&mut dw);
+            kernels.reset_peak();
+            let before = kernels.usage().live_bytes;
+            kernels.cross_entropy(&x, &w, &labels, &weights, None, chunk_rows, dx, dw).unwrap();
+            let types = (dtype, DType::F32);
+            let counted = kernels.place().loss_scratch_bytes(types, (n, v, d), chunk_rows, gradients);
+            let taken = kernels.usage().peak_bytes - before;
+            let case = format!("{}, x {dtype}, {gradients:?}, {chunk_rows} rows", kernels.name());
+            assert!(taken <= counted, "{case}: {taken} bytes taken, {counted} counted");
         }
     }
 }

@@ -13,23 +13,6 @@ struct Seen {
     float labelled, weight;
 };
 
-DEVICE float team_max(Team team, float x) {
-    __shared__ float space[MOST_THREADS / WARP];
-    x = warp_max(x);
-    if (team.size == WARP) return x;
-    u32 warp = threadIdx.x / WARP, warps = team.size / WARP, first = warp / warps * warps;
-    if (lane_index() == 0) space[warp] = x;
-    __syncthreads();
-    x = space[first];
-    for (u32 w = 1; w < warps; w++) {
-        float other = space[first + w];
-        // A NaN stays.
-        x = other > x || other != other ? other : x;
-    }
-    __syncthreads();
-    return x;
-}
-
 // The logits of a slab, -inf behind the row's end; `cap` bounds them where it is not 0.
 template <u32 PIECE>
 DEVICE void load_logits(const float* z, Team team, u32 slab, float cap, float (&v)[HELD]) {
@@ -44,7 +27,7 @@ DEVICE void load_logits(const float* z, Team team, u32 slab, float cap, float (&
 DEVICE float largest(const float (&v)[HELD]) {
     float max = v[0];
 #pragma unroll
-    for (u32 i = 1; i < HELD; i++) max = v[i] > max || v[i] != v[i] ? v[i] : max;
+    for (u32 i = 1; i < HELD; i++) max = larger(max, v[i]);
     return max;
 }
 
@@ -74,7 +57,7 @@ DEVICE Team of_type(Team team, u32 type) {
 // Takes note of the logits z [N, columns] of the words from `first` on, whose rows begin `stride` apart: at most a slab. Where
 // there is a p, which is z's place, z becomes exp(z - max) in p's type, times the cap's derivative; and `sums` [N, D], where
 // something is in them, are scaled to the new maximum.
-KERNEL __launch_bounds__(MOST_THREADS) loss_block(
+KERNEL __launch_bounds__(MOST_THREADS, 2) loss_block(
     const float* z, u32 stride, u32 columns, u32 first, const u32* labels, const float* weights, float cap, Seen* seen,
     FloatsMut p, float* sums, u32 d, u64 rows, u32 threads
 ) {
@@ -88,24 +71,21 @@ KERNEL __launch_bounds__(MOST_THREADS) loss_block(
     }
     float v[HELD];
     load_logits<4>(z, team, 0, cap, v);
-    float max = team_max(team, largest(v)), sum[1] = {0};
-    // A NaN becomes the maximum and stays it.
-    max = max > before.max || max != max ? max : before.max;
-    float rescale = expf(before.max - max);
+    float max = larger(before.max, team_max(team, largest(v))), rescale = expf(before.max - max), sum = 0;
 #pragma unroll
     for (u32 i = 0; i < HELD; i++) {
         if (team.column<4>(0, i / 4) + i % 4 == label) seen[team.row].labelled = v[i];
         float e = expf(v[i] - max);
-        sum[0] += e;
+        sum += e;
         v[i] = times_slope(e, v[i], cap);
     }
-    team_sum(team, sum);
+    if (p.at) store_slab<4>(p, of_type(team, p.type), 0, v);
+    sum = team_sum(team, sum);
     if (team.works && team.rank == 0) {
         seen[team.row].max = max;
-        seen[team.row].total = fmaf(before.total, rescale, sum[0]);
+        seen[team.row].total = fmaf(before.total, rescale, sum);
         if (first == 0) seen[team.row].weight = weights[team.row];
     }
-    if (p.at) store_slab<4>(p, of_type(team, p.type), 0, v);
     if (!sums || first == 0 || !team.works || rescale == 1) return;
     for (u32 i = team.rank; i < d; i += team.size) sums[u64(team.row) * d + i] *= rescale;
 }
@@ -168,11 +148,10 @@ KERNEL __launch_bounds__(MOST_THREADS) loss_input_gradient(
 
 template <u32 PIECE>
 DEVICE void softmax(float* z, u32 label, float weight, Seen* seen, Team team) {
-    float v[HELD], max = -INFINITY, sum[1] = {0};
+    float v[HELD], max = -INFINITY, sum = 0;
     for (u32 slab = 0; slab < team.width; slab += team.slab()) {
         load_logits<PIECE>(z, team, slab, 0, v);
-        float of_slab = largest(v);
-        max = of_slab > max || of_slab != of_slab ? of_slab : max;
+        max = larger(max, largest(v));
     }
     max = team_max(team, max);
     for (u32 slab = 0; slab < team.width; slab += team.slab()) {
@@ -180,12 +159,12 @@ DEVICE void softmax(float* z, u32 label, float weight, Seen* seen, Team team) {
 #pragma unroll
         for (u32 i = 0; i < HELD; i++) {
             if (team.column<PIECE>(slab, i / PIECE) + i % PIECE == label) seen->labelled = v[i];
-            sum[0] += expf(v[i] - max);
+            sum += expf(v[i] - max);
         }
     }
-    team_sum(team, sum);
-    if (team.works && team.rank == 0) seen->max = max, seen->total = sum[0], seen->weight = weight;
-    float factor = weight / sum[0];
+    sum = team_sum(team, sum);
+    if (team.works && team.rank == 0) seen->max = max, seen->total = sum, seen->weight = weight;
+    float factor = weight / sum;
     for (u32 slab = 0; slab < team.width; slab += team.slab()) {
         if (team.slab() < team.width) load_logits<PIECE>(z, team, slab, 0, v);
 #pragma unroll

@@ -7,6 +7,7 @@ use crate::cuda::blas::Matrix;
 use crate::cuda::launch::{Argument, DeviceFloats};
 use crate::cuda::memory::{Storage, granules};
 use crate::cuda::row::{SLAB, teams};
+use crate::cuda::sizes::product_scratch_bytes;
 use crate::op::elementwise::check_cap;
 use crate::op::linear::cuda::product::{Sum, Typed};
 use crate::{Cuda, DType, Result, Tensor};
@@ -120,20 +121,26 @@ pub(crate) fn chunk_rows(v: usize, d: usize) -> usize {
     (CHUNK_BYTES / row_bytes(v, d)).max(1)
 }
 
-/// Bytes that the loss takes beside its operands: x `[N, D]` of a type, w `[V, D]` of any, `chunk_rows` rows at a time.
-///
-/// A block of w is counted in `bf16` though one that is `bf16` already is read where it is.
+/// Bytes that the loss takes beside its operands: x `[N, D]` and w `[V, D]`, each of a type, `chunk_rows` rows at a time.
 pub(crate) fn scratch_bytes(
-    dtype: DType,
+    (x, w): (DType, DType),
     (n, v, d): (usize, usize, usize),
     chunk_rows: usize,
     gradients: LossGradients,
 ) -> usize {
-    let (rows, f32s) = (chunk_rows.clamp(1, n.max(1)), |count: usize| granules(count * size_of::<f32>()));
-    let narrow = dtype == DType::Bf16;
-    let sums = if narrow && gradients != LossGradients::None { f32s(rows * d) } else { 0 };
-    let of_w = if narrow { granules(v.min(VOCABULARY_BLOCK) * d * dtype.size()) } else { 0 };
-    f32s(rows * row_stride(v)) + f32s(n * SEEN) + sums + of_w
+    let (rows, block, bf16) = (chunk_rows.clamp(1, n.max(1)), v.min(VOCABULARY_BLOCK), x == DType::Bf16);
+    let f32s = |count: usize| granules(count * size_of::<f32>());
+    let product = |m, n, k| product_scratch_bytes((x, x), m, n, k);
+    let (mut sums, mut products) = (0, product(rows, block, d));
+    if gradients != LossGradients::None {
+        products = products.max(product(rows, d, block));
+        sums = if bf16 { f32s(rows * d) } else { 0 };
+    }
+    if gradients == LossGradients::InputAndWeight {
+        products = products.max(product(block, d, rows));
+    }
+    let of_w = if bf16 && w != x { granules(block * d * x.size()) } else { 0 };
+    f32s(rows * row_stride(v)) + f32s(n * SEEN) + sums + of_w + products
 }
 
 /// Some rows of tokens, n of them, and the whole vocabulary; what is not `Floats` is the address of `f32` or indices.
@@ -197,13 +204,8 @@ impl Chunk<'_> {
         self.cuda.sum(OP, &Sum { first, second: None, c, alpha: 1.0, beta, bias: None })
     }
 
-    /// Launches a kernel over the rows of a block's logits; `behind_place` are its arguments between the labels and p.
-    fn each_row(
-        &self,
-        kernel: &'static str,
-        block: &Range<usize>,
-        arguments: [&[Argument]; 2],
-    ) -> Result<()> {
+    /// Launches a kernel over the rows of a block's logits; `own` are its arguments between the labels and the rows.
+    fn each_row(&self, kernel: &'static str, block: &Range<usize>, own: &[Argument]) -> Result<()> {
         let (launch, team) = teams(self.n, block.len());
         let logits = [
             self.logits.into(),
@@ -213,8 +215,7 @@ impl Chunk<'_> {
             self.labels.into(),
         ];
         let rows = [Argument::from(self.n as u64), team.into()];
-        let [before, behind] = arguments;
-        self.cuda.launch(OP, kernel, launch, &[&logits, before, behind, &rows].concat())
+        self.cuda.launch(OP, kernel, launch, &[&logits, own, &rows].concat())
     }
 
     /// What is known of each row after the whole vocabulary, and dx `[n, D]` where it is wanted; `space` holds the sums
@@ -231,9 +232,9 @@ impl Chunk<'_> {
             let (_, p) = self.place(&block);
             let address = if dx.is_some() { p.address } else { 0 };
             let written = DeviceFloats { address, dtype: p.dtype };
-            let before = [self.weights.into(), self.cap.into(), self.seen.into(), written.into()];
-            let behind = [sums.address.into(), (self.d as u32).into()];
-            self.each_row("loss_block", &block, [&before, &behind])?;
+            let softmax = [self.weights.into(), self.cap.into(), self.seen.into(), written.into()];
+            let scaled = [sums.address.into(), (self.d as u32).into()];
+            self.each_row("loss_block", &block, &[&softmax[..], &scaled].concat())?;
             if dx.is_some() {
                 let beta = if block.start == 0 { 0.0 } else { 1.0 };
                 let w = matrix(w.floats, block.len(), self.d);
@@ -272,8 +273,8 @@ impl Chunk<'_> {
             self.project(&block, &self.block_of_w(&block)?)?;
             let (_, dz) = self.place(&block);
             let written = DeviceFloats { address: dz.address, dtype: dz.dtype };
-            let before = [self.cap.into(), self.seen.into(), written.into()];
-            self.each_row("loss_gradient_block", &block, [&before, &[]])?;
+            let own = [self.cap.into(), self.seen.into(), written.into()];
+            self.each_row("loss_gradient_block", &block, &own)?;
             let rows = behind(DeviceFloats { address: dw, dtype: DType::F32 }, block.start * self.d);
             let terms = (Matrix { transposed: true, ..dz }, matrix(self.x, self.n, self.d));
             self.multiply(terms, matrix(rows, block.len(), self.d), 1.0)?;

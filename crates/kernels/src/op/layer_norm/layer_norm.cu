@@ -21,20 +21,18 @@ DEVICE void forward(
     Floats f, FloatsMut x, Floats gain, Floats shift, float eps, FloatsMut y, float* means, float* rstds, Team team
 ) {
     u32 width = team.width, slab_size = team.slab();
-    float v[HELD], sum[1] = {0}, squares[1] = {0};
+    float v[HELD], sum = 0, squares = 0;
     for (u32 slab = 0; slab < width; slab += slab_size) {
         load_sum<PIECE>(f, x, team, slab, v);
 #pragma unroll
-        for (u32 i = 0; i < HELD; i++) sum[0] += v[i];
+        for (u32 i = 0; i < HELD; i++) sum += v[i];
     }
-    team_sum(team, sum);
-    float mean = sum[0] / float(width);
+    float mean = team_sum(team, sum) / float(width);
     for (u32 slab = 0; slab < width; slab += slab_size) {
         if (slab_size < width) load_slab<PIECE>(reading(x), team, team.start, slab, v);
-        squares[0] += deviations<PIECE>(team, slab, v, mean);
+        squares += deviations<PIECE>(team, slab, v, mean);
     }
-    team_sum(team, squares);
-    float rstd = 1.0f / sqrtf(squares[0] / float(width) + eps);
+    float rstd = 1.0f / sqrtf(team_sum(team, squares) / float(width) + eps);
     if (team.works && team.rank == 0) means[team.row] = mean, rstds[team.row] = rstd;
     for (u32 slab = 0; slab < width; slab += slab_size) {
         if (slab_size < width) load_slab<PIECE>(reading(x), team, team.start, slab, v);
@@ -78,14 +76,13 @@ DEVICE void backward(
     Floats x, Floats gain, float mean, float rstd, Floats dy, u32 add, FloatsMut dx, Team team
 ) {
     u32 width = team.width;
-    float n[HELD], g[HELD], sums[2] = {0, 0};
+    float n[HELD], g[HELD], sum_g = 0, sum_gn = 0;
     for (u32 slab = 0; slab < width; slab += team.slab()) {
         read_gradient<PIECE>(x, gain, mean, rstd, dy, team, slab, n, g);
 #pragma unroll
-        for (u32 i = 0; i < HELD; i++) sums[0] += g[i], sums[1] = fmaf(g[i], n[i], sums[1]);
+        for (u32 i = 0; i < HELD; i++) sum_g += g[i], sum_gn = fmaf(g[i], n[i], sum_gn);
     }
-    team_sum(team, sums);
-    float mean_g = sums[0] / float(width), mean_gn = sums[1] / float(width);
+    float mean_g = team_sum(team, sum_g) / float(width), mean_gn = team_sum(team, sum_gn) / float(width);
     for (u32 slab = 0; slab < width; slab += team.slab()) {
         if (team.slab() < width) read_gradient<PIECE>(x, gain, mean, rstd, dy, team, slab, n, g);
 #pragma unroll

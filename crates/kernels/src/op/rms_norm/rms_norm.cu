@@ -7,14 +7,13 @@ DEVICE void forward(
     Floats f, FloatsMut x, Floats gain, float offset, float eps, FloatsMut y, float* rstd, Team team
 ) {
     u32 width = team.width;
-    float v[HELD], sum[1] = {0};
+    float v[HELD], sum = 0;
     for (u32 slab = 0; slab < width; slab += team.slab()) {
         load_sum<PIECE>(f, x, team, slab, v);
 #pragma unroll
-        for (u32 i = 0; i < HELD; i++) sum[0] = fmaf(v[i], v[i], sum[0]);
+        for (u32 i = 0; i < HELD; i++) sum = fmaf(v[i], v[i], sum);
     }
-    team_sum(team, sum);
-    float scale = 1.0f / sqrtf(sum[0] / float(width) + eps);
+    float scale = 1.0f / sqrtf(team_sum(team, sum) / float(width) + eps);
     if (team.works && team.rank == 0) rstd[team.row] = scale;
     for (u32 slab = 0; slab < width; slab += team.slab()) {
         float g[HELD];
@@ -55,14 +54,13 @@ DEVICE void backward(
     Floats x, Floats gain, float offset, const float* rstds, Floats dy, u32 add, FloatsMut dx, Team team
 ) {
     u32 width = team.width;
-    float v[HELD], g[HELD], sum[1] = {0};
+    float v[HELD], g[HELD], sum = 0;
     for (u32 slab = 0; slab < width; slab += team.slab()) {
         read_gradient<PIECE>(x, gain, offset, dy, team, slab, v, g);
 #pragma unroll
-        for (u32 i = 0; i < HELD; i++) sum[0] = fmaf(g[i], v[i], sum[0]);
+        for (u32 i = 0; i < HELD; i++) sum = fmaf(g[i], v[i], sum);
     }
-    team_sum(team, sum);
-    float rstd = team.works ? rstds[team.row] : 0.0f, mean = sum[0] * rstd / float(width);
+    float rstd = team.works ? rstds[team.row] : 0.0f, mean = team_sum(team, sum) * rstd / float(width);
     for (u32 slab = 0; slab < width; slab += team.slab()) {
         if (team.slab() < width) read_gradient<PIECE>(x, gain, offset, dy, team, slab, v, g);
 #pragma unroll

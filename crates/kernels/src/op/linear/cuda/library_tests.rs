@@ -33,7 +33,10 @@ impl Blas for Library {
             out_of_memory: false,
         };
         if self.knows {
-            self.by.product("library", product).map_err(failed)?;
+            let &Product { a, b, c, alpha, beta, bias } = product;
+            let bias = bias.map(|address| DeviceFloats { address, dtype: c.dtype });
+            let sum = Sum { first: (a, b), second: None, c, alpha, beta, bias };
+            self.by.sum("library", &sum).map_err(failed)?;
         }
         Ok(self.knows)
     }

@@ -8,8 +8,8 @@ use lora_sb_model::{Parameter, Recompute, Site, Storage, Task};
 use lora_sb_tune::config::{ByteSize, GradientCheckpointing, Precision};
 use lora_sb_tune::method::Kind;
 use lora_sb_tune::plan::{
-    BatchSize, EstimateSize, Fitted, MemoryPlan, MemoryRequest, PROCESS_OVERHEAD, ParameterReport,
-    estimates_gradient, fit, ids_met, largest_eval_batch, largest_micro_batch, system,
+    BatchSize, EstimateSize, Fitted, MemoryPlan, MemoryRequest, ParameterReport, estimates_gradient, fit,
+    ids_met, largest_eval_batch, largest_micro_batch, system,
 };
 use lora_sb_tune::train::MemoryWatch;
 use lora_sb_tune::{Error, Method};
@@ -21,6 +21,7 @@ use crate::display::{bytes, count, percent, table};
 use crate::embedded;
 use crate::failure::{Failure, Result};
 use crate::resolve::Resolved;
+use crate::room::Room;
 
 /// Numbers of a run that are known before its first step.
 #[derive(Debug)]
@@ -36,30 +37,6 @@ pub(crate) struct Forecast {
     weights: &'static str,
     /// Bytes of them that are pages of a file and no device's.
     mapped: usize,
-}
-
-/// The memory that a run will compute in, before it is read.
-struct Room {
-    /// Bytes that are taken: by this process, or by a GPU's driver.
-    taken: usize,
-    /// Bytes that the run may come to, those included; `None` where nobody says.
-    free: Option<usize>,
-}
-
-impl Room {
-    fn of(kernels: &dyn Kernels) -> Result<Room> {
-        if let Some(taken) = kernels.place().overhead_bytes() {
-            // The driver's own part is counted on both sides: what it really takes is no longer free.
-            return Ok(Room { taken, free: kernels.available_bytes()?.map(|free| free + taken) });
-        }
-        Ok(Room { taken: memory_in_use(), free: system::available_memory() })
-    }
-}
-
-/// What this process takes at the moment, with everything that reading the data left behind given back.
-pub(crate) fn memory_in_use() -> usize {
-    lora_sb_kernels::heap::trim();
-    system::memory_in_use().unwrap_or(PROCESS_OVERHEAD)
 }
 
 impl Forecast {

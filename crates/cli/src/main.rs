@@ -22,6 +22,7 @@ mod interrupt;
 mod progress;
 mod report;
 mod resolve;
+mod room;
 mod text;
 
 use std::ffi::OsString;

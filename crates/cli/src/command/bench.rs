@@ -18,9 +18,9 @@ use crate::bench::{self, Batches, Ceiling, Decoding, Machine, Memory, Outcome, S
 use crate::device::{Device, all_cores};
 use crate::display;
 use crate::failure::{Failure, Result};
-use crate::forecast::memory_in_use;
 use crate::progress::WallClock;
 use crate::report::peak_memory;
+use crate::room::Room;
 
 /// Runs the command.
 pub(crate) fn run(arguments: &BenchArgs, words: &[OsString], now: SystemTime) -> Result<ExitCode> {
@@ -59,8 +59,7 @@ fn measure(arguments: &BenchArgs) -> Result<Outcome> {
     let opened = Device::open(arguments.device.unwrap_or_default(), Some(threads))?;
     let dtype = arguments.dtype.unwrap_or_else(|| opened.precision()).dtype();
     let device = opened.kernels;
-    let overhead = device.place().overhead_bytes();
-    let taken = overhead.unwrap_or_else(memory_in_use);
+    let (overhead, Room { taken, .. }) = (device.place().overhead_bytes(), Room::of(&*device)?);
     let stopwatch = WallClock::start();
     let timed = Arc::new(Timed::new(Arc::clone(&device), Box::new(move || stopwatch.seconds())));
     let seed = arguments.seed;

@@ -104,11 +104,12 @@ pub fn stream_gradients(
     Ok(estimate)
 }
 
-/// The gradients by site, where all of them are finite.
+/// The gradients by site, where all of them are finite. Of several that are not, the last is told of: from it on down every
+/// gradient is spoilt.
 fn finite(model: &Model, gradients: BTreeMap<Parameter, Tensor>) -> Result<BTreeMap<Site, Tensor>> {
     let squares = model.kernels().sums_of_squares(&gradients.values().collect::<Vec<_>>())?;
     let mut finite = BTreeMap::new();
-    for ((parameter, gradient), squares) in gradients.into_iter().zip(squares) {
+    for ((parameter, gradient), squares) in gradients.into_iter().zip(squares).rev() {
         let Parameter::Weight(site) = parameter else { continue };
         if !squares.is_finite() {
             let what = format!("the initialisation's gradient of {}", model.module(site));

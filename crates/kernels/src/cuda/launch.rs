@@ -99,21 +99,6 @@ const MOST_ARGUMENTS: usize = 32;
 pub(crate) const THREADS: u32 = 256;
 
 impl Cuda {
-    /// Runs a kernel whose body is the prelude's `each`, over `count` elements.
-    ///
-    /// # Errors
-    /// As [`Cuda::launch`].
-    pub(crate) fn each(
-        &self,
-        op: &'static str,
-        kernel: &'static str,
-        count: usize,
-        arguments: &[Argument],
-    ) -> Result<()> {
-        let blocks = count.div_ceil(4 * THREADS as usize);
-        self.launch(op, kernel, Launch::blocks(blocks, THREADS), arguments)
-    }
-
     /// Runs a kernel whose threads have eight elements each (`elements.cuh`), over `count` elements.
     ///
     /// # Errors

@@ -142,16 +142,6 @@ DEVICE void store4(FloatsMut x, u64 i, const float (&v)[4]) {
     else reinterpret_cast<uint2*>(x.at)[i / 4] = make_uint2(narrow2(v[0], v[1]), narrow2(v[2], v[3]));
 }
 
-// Calls `work(i, four)` for every element of `count`, mostly for four from `i` on, a multiple of 4; the last ones, fewer than
-// four, come one by one. One thread for every four (`Cuda::each`).
-template <typename Work>
-DEVICE void each(u64 count, Work work) {
-    u64 thread = u64(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (4 * thread + 4 <= count) work(4 * thread, true);
-    u64 rest = count / 4 * 4 + thread;
-    if (rest < count) work(rest, false);
-}
-
 // ---- sums in a fixed order -----------------------------------------------------------------------------------------
 
 DEVICE u32 lane_index() {

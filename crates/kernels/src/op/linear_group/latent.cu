@@ -4,6 +4,16 @@
 
 #include "cuda/prelude.cuh"
 
+// Calls `work(i, four)` for every element of `count`, mostly for four from `i` on, a multiple of 4; the last ones, fewer than
+// four, come one by one. One thread for every four.
+template <typename Work>
+DEVICE void each(u64 count, Work work) {
+    u64 thread = u64(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (4 * thread + 4 <= count) work(4 * thread, true);
+    u64 rest = count / 4 * 4 + thread;
+    if (rest < count) work(rest, false);
+}
+
 constexpr u32 THREADS = 256;
 // Rows of z that a block makes, and columns and depth of R that it holds at a time.
 constexpr u32 ROWS = 32, COLUMNS = 64, DEPTH = 32;

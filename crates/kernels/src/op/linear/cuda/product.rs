@@ -90,7 +90,7 @@ impl Cuda {
         }
         let scratch = self.scratch(op, count * dtype.size())?;
         let typed = DeviceFloats { address: scratch.address(), dtype };
-        self.each(op, "cast", count, &[floats.into(), typed.into(), (count as u64).into()])?;
+        self.apply(op, "cast", count, &[floats.into(), typed.into(), (count as u64).into()])?;
         Ok(Typed { floats: typed, _scratch: Some(scratch) })
     }
 

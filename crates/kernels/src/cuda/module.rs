@@ -21,7 +21,7 @@ pub struct Module {
 macro_rules! modules {
     ($($name:literal: $source:literal,)*) => {
         /// All kernels.
-        pub const MODULES: &[Module] = &[
+        pub static MODULES: &[Module] = &[
             $(Module { name: $name, source: $source, ptx: include_str!(concat!("../../ptx/", $name, ".ptx")) },)*
         ];
     };
